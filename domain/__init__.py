@@ -1,0 +1,1 @@
+"""The words Candlery speaks: bars, timeframes, ranges, series, verdicts and errors. Pure; no I/O."""

@@ -1,0 +1,203 @@
+"""The contract of a market plugin: what a provider offers, one page of bars at a time, and how it fails."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import msgspec
+
+from domain.bar import Bar
+from domain.errors import CandleryError
+from domain.time_range import TimeRange
+from domain.timeframe import Timeframe
+
+
+class PluginError(CandleryError):
+    """The provider could not answer. Root of what a plugin raises; by itself it means: give up."""
+
+    #: Whether asking again soon can help.
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str | None = None, *, retry_after_s: float | None = None) -> None:
+        """Take the words for the operator, and how long the provider asked to be left alone, in seconds."""
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class AuthenticationPluginError(PluginError):
+    """The provider refused the credentials, or wants some: give up until they are mended."""
+
+
+class NetworkPluginError(PluginError):
+    """The provider could not be reached or answered rubbish: retry."""
+
+    retryable = True
+
+
+class RateLimitPluginError(PluginError):
+    """The provider asked for fewer calls: wait `retry_after_s`, then retry."""
+
+    retryable = True
+
+
+class SymbolNotFoundPluginError(PluginError):
+    """The provider has no such symbol: give up."""
+
+
+class PluginFeatureNotSupportedError(PluginError):
+    """The provider does not offer this: give up."""
+
+
+class ProviderInfo(msgspec.Struct, frozen=True):
+    """A provider that a plugin can serve, as it is listed before any instance exists."""
+
+    id: str
+    name: str
+    needs_credentials: bool = False
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What one provider can do.
+
+    Attributes:
+        timeframes: native timeframes, those the provider itself answers for.
+        bars_per_call: most bars in one answer.
+        history_bars: only so many newest bars of a timeframe can be had at all; None: no such limit.
+        folds_below: minutes may be folded into timeframes below this one; None: into all
+            (an official daily bar of a stock is not its minutes).
+        settle_ms: how long after its end a bar may still change before it counts as final.
+        vouches_empty: the provider's silence about a minute is proof that nothing traded.
+        calls_per_second: what the provider's rate limit allows a credential.
+        live: `stream` or `poll`.
+        simulated: the bars are made up, and must be labelled so wherever they are shown.
+    """
+
+    timeframes: tuple[Timeframe, ...]
+    bars_per_call: int
+    history_bars: int | None = None
+    folds_below: Timeframe | None = None
+    settle_ms: int = 2_000
+    vouches_empty: bool = False
+    calls_per_second: float = 5.0
+    live: str = "poll"
+    simulated: bool = False
+
+
+class SymbolInfo(msgspec.Struct, frozen=True):
+    """A symbol as the provider lists it.
+
+    Attributes:
+        symbol: Candlery's name for it (`BTC/USDT`, `SPY`).
+        name: what people call it, where the provider says.
+        type: `spot`, `swap`, `future`, `stock`, `crypto` ...
+        active: whether it trades now.
+        calendar: the exchange calendar it keeps (`XNYS`); None: around the clock.
+        listed_ms: first instant it can have traded, where the provider says so.
+    """
+
+    symbol: str
+    name: str = ""
+    type: str = ""
+    active: bool = True
+    calendar: str | None = None
+    listed_ms: int | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One answer of a provider.
+
+    Attributes:
+        bars: valid native bars inside the range that was asked for, ascending, one a `ts`. May hold the forming bar.
+        covered: the part of the range that asked that this answer accounts for: a bucket inside it without a bar had none
+            as far as the provider says. An answer that was cut short covers only what it reaches. None: nothing.
+        rejected: what was wrong with each row that was thrown away; their buckets are not part of `covered` as
+            far as the plugin can tell, and `covered` may therefore stop short of them.
+        venue_ms: the provider's own clock when it answered, where it says; UTC epoch milliseconds.
+    """
+
+    bars: Sequence[Bar]
+    covered: TimeRange | None
+    rejected: Sequence[str] = ()
+    venue_ms: int | None = None
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """Secrets for one provider; never shown by `repr`."""
+
+    key: str = ""
+    secret: str = ""
+    password: str = ""
+
+    def __repr__(self) -> str:
+        """Say only whether there are any."""
+        return f"Credentials({'***' if self.key else 'none'})"
+
+    __str__ = __repr__
+
+
+class PluginConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance is made with.
+
+    Attributes:
+        provider: the one provider it serves.
+        credentials: for that provider.
+        sandbox: use the provider's test venue.
+        options: settings of the plugin for this provider (see its docs), for example CCXT constructor options.
+        timeout_s: for one call to the provider.
+    """
+
+    provider: str
+    credentials: Credentials = Credentials()
+    sandbox: bool = False
+    options: Mapping[str, object] = {}
+    timeout_s: float = 10.0
+
+
+class MarketPlugin(ABC):
+    """Speaks to one provider. Constructors store; `open()` connects; `close()` releases.
+
+    Every method may raise `PluginError` and its kin, and nothing else. A plugin makes ONE call (or what
+    amounts to one) in `fetch_page`; retries, paging over long ranges and rate budgets are the services'.
+    """
+
+    def __init__(self, config: PluginConfig) -> None:
+        """Store what the instance is made with; do no I/O."""
+        self.config = config
+
+    @classmethod
+    @abstractmethod
+    def get_plugin_key(cls) -> str:
+        """Short unique name of the plugin (`crypto`)."""
+
+    @classmethod
+    @abstractmethod
+    def get_supported_markets(cls) -> Sequence[str]:
+        """Markets that it serves (`("crypto",)`)."""
+
+    @classmethod
+    @abstractmethod
+    def list_configurable_providers(cls, options: Mapping[str, object]) -> Sequence[ProviderInfo]:
+        """Providers that instances can be made for, without any I/O; `options` are the plugin's own settings."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the provider can do; valid after `open()`."""
+
+    async def open(self) -> None:  # noqa: B027 - not every provider has something to connect
+        """Connect and learn what the provider offers."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Release everything; safe to call twice, and after a failed `open()`."""
+
+    @abstractmethod
+    async def fetch_symbols(self) -> Mapping[str, SymbolInfo]:
+        """Every symbol by name. Never empty: an empty list from the provider is a `NetworkPluginError`."""
+
+    @abstractmethod
+    async def fetch_page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+        """Ask once for the native bars whose `ts` lies in `wanted`, from its start on.
+
+        `timeframe` is one of `capabilities.timeframes`; `wanted` is bucket-aligned and may be longer than one
+        answer: the page's `covered` says how far it came, and may be any part of `wanted`.
+        """
