@@ -1,0 +1,1 @@
+"""Wiring, lifecycle, and what the process needs from outside."""

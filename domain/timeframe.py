@@ -82,7 +82,7 @@ class Timeframe(StrEnum):
             return DAY_MS % width == 0
         return coarser.width_ms % width == 0
 
-    def count(self, start_ms: int, end_ms: int) -> int:
+    def buckets_between(self, start_ms: int, end_ms: int) -> int:
         """Number of buckets that start in `[start_ms, end_ms)`."""
         first, last = self.ceil(start_ms), self.ceil(end_ms)
         if last <= first:

@@ -1,0 +1,1 @@
+"""Market plugins: one module a kind of provider."""

@@ -8,7 +8,7 @@ import msgspec
 
 from domain.bar import Bar
 from domain.errors import CandleryError
-from domain.time_range import TimeRange
+from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 
 
@@ -107,16 +107,16 @@ class Page(msgspec.Struct, frozen=True):
     """One answer of a provider.
 
     Attributes:
-        bars: valid native bars inside the range that was asked for, ascending, one a `ts`. May hold the forming bar.
-        covered: the part of the range that asked that this answer accounts for: a bucket inside it without a bar had none
-            as far as the provider says. An answer that was cut short covers only what it reaches. None: nothing.
-        rejected: what was wrong with each row that was thrown away; their buckets are not part of `covered` as
-            far as the plugin can tell, and `covered` may therefore stop short of them.
+        bars: valid native bars inside the range that was asked for, ascending, one a `ts`; may hold the forming bar.
+        covered: the part of that range which this answer accounts for: a bucket in it without a bar had none, as
+            far as the provider says. An answer that was cut short covers only what it reaches, and a bucket whose
+            row was thrown away is not covered.
+        rejected: what was wrong with each row that was thrown away.
         venue_ms: the provider's own clock when it answered, where it says; UTC epoch milliseconds.
     """
 
     bars: Sequence[Bar]
-    covered: TimeRange | None
+    covered: RangeSet
     rejected: Sequence[str] = ()
     venue_ms: int | None = None
 
@@ -177,7 +177,10 @@ class MarketPlugin(ABC):
     @classmethod
     @abstractmethod
     def list_configurable_providers(cls, options: Mapping[str, object]) -> Sequence[ProviderInfo]:
-        """Providers that instances can be made for, without any I/O; `options` are the plugin's own settings."""
+        """Providers that instances can be made for, without any I/O.
+
+        `options` are the plugin's own settings, from the configuration.
+        """
 
     @property
     @abstractmethod

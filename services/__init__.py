@@ -1,0 +1,1 @@
+"""What Candlery does; knows nothing of HTTP."""

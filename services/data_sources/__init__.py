@@ -1,0 +1,1 @@
+"""Where bars can come from, in the order they are asked."""
