@@ -1,0 +1,100 @@
+"""The pool of PostgreSQL connections. Instants cross it as UTC epoch milliseconds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from domain.errors import DatabaseUnavailableError
+
+#: PostgreSQL counts microseconds from 2000-01-01.
+_EPOCH_US = 946_684_800_000_000
+
+#: What asyncpg raises when the server is gone, going, full, or not there yet.
+_UNREACHABLE = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+)
+
+
+def _encode_ms(ts_ms: int) -> tuple[int]:
+    return (ts_ms * 1000 - _EPOCH_US,)
+
+
+def _decode_ms(value: tuple[int]) -> int:
+    return (value[0] + _EPOCH_US) // 1000
+
+
+async def prepare_connection(connection: Any) -> None:
+    """Make instants (alone, in arrays and in ranges) come and go as UTC epoch milliseconds."""
+    await connection.set_type_codec(
+        "timestamptz", schema="pg_catalog", format="tuple", encoder=_encode_ms, decoder=_decode_ms
+    )
+
+
+class DatabasePool:
+    """Connections to one database. The constructor stores; `open()` connects; `close()` releases."""
+
+    def __init__(
+        self, dsn: str, *, min_size: int = 1, max_size: int = 10, timeout_s: float = 30, connect_timeout_s: float = 5
+    ) -> None:
+        """Take where to connect; `timeout_s` bounds each command, `connect_timeout_s` each wait for a connection."""
+        self._dsn = dsn
+        self._min_size = min_size
+        self._max_size = max_size
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._pool: Any = None
+
+    async def open(self) -> None:
+        """Connect."""
+        try:
+            self._pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=self._min_size,
+                max_size=self._max_size,
+                command_timeout=self._timeout_s,
+                timeout=self._connect_timeout_s,
+                init=prepare_connection,
+                server_settings={"application_name": "candlery", "timezone": "UTC"},
+            )
+        except (*_UNREACHABLE, asyncpg.PostgresError) as exc:
+            raise DatabaseUnavailableError(f"The database cannot be reached: {exc or type(exc).__name__}") from exc
+
+    async def close(self, *, timeout_s: float = 2) -> None:
+        """Give every connection back, or cut those that do not come back in time."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            await asyncio.wait_for(pool.close(), timeout_s)
+        except TimeoutError:
+            pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection outside any transaction."""
+        if self._pool is None:
+            raise DatabaseUnavailableError("The database is not open.")
+        try:
+            async with self._pool.acquire(timeout=self._connect_timeout_s) as connection:
+                yield connection
+        except _UNREACHABLE as exc:
+            raise DatabaseUnavailableError(f"The database cannot be reached: {exc or type(exc).__name__}") from exc
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A connection in a transaction that commits at the end of the block, or rolls back on an error."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def ping(self) -> None:
+        """Raise `DatabaseUnavailableError` where no query can be answered."""
+        async with self.connection() as connection:
+            await connection.fetchval("SELECT 1")

@@ -1,0 +1,258 @@
+"""The coverage ledger: what is known about every bucket of a series, how it came to be known, and what is missing.
+
+Stored are whole windows that were asked for, by state; verdicts are derived from them, the bars and the calendar.
+An error never counts as an answer, and an empty answer is provisional until it was given again an hour later.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from domain.series import Verdict
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import HOUR_MS, Timeframe
+from services.database import Connection
+from services.sql import load_queries
+
+#: An empty answer counts as "no trades" when it is given again at least this long after the first.
+CONFIRM_AFTER_MS = HOUR_MS
+#: After a failure a range is left alone this long, doubled with each further failure up to the limit.
+FAILURE_PAUSE_MS = 1_000
+FAILURE_PAUSE_LIMIT_MS = 60_000
+
+
+class Check(NamedTuple):
+    """A stretch that was asked for: how often, when first answered (or first tried), and when last."""
+
+    range: TimeRange
+    answered: bool
+    attempts: int
+    first_ms: int
+    checked_ms: int
+    error: str | None = None
+
+    def rests_until_ms(self) -> int:
+        """Before this time it is of no use to ask again."""
+        if self.answered:
+            return max(self.first_ms, self.checked_ms) + CONFIRM_AFTER_MS
+        pause = FAILURE_PAUSE_MS << min(self.attempts - 1, 16)
+        return self.checked_ms + min(pause, FAILURE_PAUSE_LIMIT_MS)
+
+
+class Knowledge(NamedTuple):
+    """The ledger's entries of one series and timeframe, within a range."""
+
+    answered: RangeSet = RangeSet()
+    confirmed: RangeSet = RangeSet()
+    not_listed: RangeSet = RangeSet()
+    checks: Sequence[Check] = ()
+
+    def resting(self, now_ms: int) -> RangeSet:
+        """What was asked for so recently that asking again is of no use yet."""
+        return RangeSet(check.range for check in self.checks if check.rests_until_ms() > now_ms)
+
+
+class Tile(NamedTuple):
+    """A range with one verdict; `attempts` and `checked_ms` of the asks behind it, where there were any."""
+
+    range: TimeRange
+    verdict: Verdict
+    attempts: int = 0
+    checked_ms: int | None = None
+
+
+def settled(data: RangeSet, closed: RangeSet, knowledge: Knowledge) -> RangeSet:
+    """Buckets whose verdict is final: a bar, or surely none."""
+    return data | closed | knowledge.confirmed | knowledge.not_listed
+
+
+def tile(wanted: RangeSet, *, data: RangeSet, closed: RangeSet, knowledge: Knowledge) -> list[Tile]:
+    """Verdicts that tile `wanted`, ascending. A bar outranks the calendar, which outranks every answer."""
+    failed = RangeSet(check.range for check in knowledge.checks if not check.answered)
+    layers = (
+        (Verdict.DATA, data),
+        (Verdict.CLOSED_SESSION, closed),
+        (Verdict.NOT_LISTED, knowledge.not_listed),
+        (Verdict.NO_TRADES, knowledge.confirmed),
+        (Verdict.UNCONFIRMED_EMPTY, knowledge.answered),
+        (Verdict.FETCH_FAILED, failed),
+    )
+    tiles: list[Tile] = []
+    rest = wanted
+    for verdict, layer in layers:
+        tiles += (Tile(part, verdict) for part in rest & layer)
+        rest -= layer
+    tiles += (Tile(part, Verdict.NEVER_FETCHED) for part in rest)
+    return list(_with_checks(sorted(tiles), knowledge.checks))
+
+
+def _with_checks(tiles: Iterable[Tile], checks: Sequence[Check]) -> Iterable[Tile]:
+    """Split ascending tiles where the asks behind them differ."""
+    first = 0
+    for whole in tiles:
+        start, end = whole.range
+        while first < len(checks) and checks[first].range.end_ms <= start:
+            first += 1
+        at = first
+        while at < len(checks) and checks[at].range.start_ms < end:
+            check = checks[at]
+            if check.range.start_ms > start:
+                yield whole._replace(range=TimeRange(start, check.range.start_ms))
+                start = check.range.start_ms
+            stop = min(end, check.range.end_ms)
+            yield Tile(TimeRange(start, stop), whole.verdict, check.attempts, check.checked_ms)
+            start, at = stop, at + 1
+        if start < end:
+            yield whole._replace(range=TimeRange(start, end))
+
+
+def with_ask(
+    checks: Iterable[Check], asked: RangeSet, *, answered: bool, now_ms: int, error: str | None = None
+) -> list[Check]:
+    """The asks after `asked` was asked for once more: disjoint, ascending, neighbours of one kind joined."""
+    out: list[Check] = []
+    fresh = asked
+    for check in checks:
+        own = RangeSet((check.range,))
+        out += (check._replace(range=part) for part in own - asked)
+        again = _asked_again(check, answered=answered, now_ms=now_ms, error=error)
+        out += (again._replace(range=part) for part in own & asked)
+        fresh -= own
+    out += (Check(part, answered, 1, now_ms, now_ms, error) for part in fresh)
+    return _joined(sorted(out))
+
+
+def _asked_again(check: Check, *, answered: bool, now_ms: int, error: str | None) -> Check:
+    first_answer = answered and not check.answered
+    return check._replace(
+        answered=check.answered or answered,
+        attempts=check.attempts + 1,
+        first_ms=now_ms if first_answer else check.first_ms,
+        checked_ms=now_ms,
+        error=error,
+    )
+
+
+def _joined(checks: Iterable[Check]) -> list[Check]:
+    """Join touching asks that differ only in minutes; the later times stand, so that nothing is confirmed early."""
+    out: list[Check] = []
+    for check in checks:
+        if out and _alike(out[-1], check):
+            last = out.pop()
+            check = check._replace(  # noqa: PLW2901 - the joined one takes its place
+                range=TimeRange(last.range.start_ms, check.range.end_ms),
+                first_ms=max(last.first_ms, check.first_ms),
+                checked_ms=max(last.checked_ms, check.checked_ms),
+            )
+        out.append(check)
+    return out
+
+
+def _alike(a: Check, b: Check) -> bool:
+    return (
+        a.range.end_ms == b.range.start_ms
+        and (a.answered, a.attempts, a.error) == (b.answered, b.attempts, b.error)
+        and a.first_ms // HOUR_MS == b.first_ms // HOUR_MS
+        and a.checked_ms // HOUR_MS == b.checked_ms // HOUR_MS
+    )
+
+
+class CoverageLedger:
+    """Reads and writes the ledger on a connection; writers hold the series' row lock."""
+
+    def __init__(self) -> None:
+        """Read the queries; do no I/O on the database."""
+        self._sql = load_queries("coverage")
+
+    async def read(self, db: Connection, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> Knowledge:
+        """What the ledger holds within `wanted`."""
+        rows = await db.fetch(self._sql["read"], series_id, timeframe.value, *wanted)
+        states = {row["state"]: RangeSet((r.lower, r.upper) for r in row["ranges"]) for row in rows}
+        checks = await self._checks(db, series_id, timeframe, wanted) if wanted.length_ms > 0 else []
+        nothing = RangeSet()
+        return Knowledge(
+            states.get("answered", nothing), states.get("confirmed", nothing), states.get("not_listed", nothing), checks
+        )
+
+    async def answered(
+        self,
+        db: Connection,
+        series_id: int,
+        timeframe: Timeframe,
+        asked: RangeSet,
+        *,
+        now_ms: int,
+        vouched: bool = False,
+        was_asked: bool = True,
+    ) -> None:
+        """Record that a provider accounted for `asked`.
+
+        `vouched`: its silence about a bucket is proof. `was_asked=False`: the bars came from a file; no ask is counted.
+        """
+        if not asked:
+            return
+        await self._add(db, series_id, timeframe, "answered", asked)
+        confirmed = asked if vouched else RangeSet()
+        if was_asked:
+            old = await self._ask(db, series_id, timeframe, asked, answered=True, now_ms=now_ms)
+            ripe = (c.range for c in old if c.answered and now_ms - c.first_ms >= CONFIRM_AFTER_MS)
+            confirmed |= asked & RangeSet(ripe)
+        if confirmed:
+            await self._add(db, series_id, timeframe, "confirmed", confirmed)
+
+    async def failed(
+        self, db: Connection, series_id: int, timeframe: Timeframe, asked: RangeSet, *, now_ms: int, error: str
+    ) -> None:
+        """Record that asking for `asked` failed. Nothing becomes known by it."""
+        if asked:
+            await self._ask(db, series_id, timeframe, asked, answered=False, now_ms=now_ms, error=error)
+
+    async def not_listed(self, db: Connection, series_id: int, timeframe: Timeframe, ranges: RangeSet) -> None:
+        """Record that the symbol did not trade yet."""
+        if ranges:
+            await self._add(db, series_id, timeframe, "not_listed", ranges)
+
+    async def touches_known(self, db: Connection, series_id: int, span: TimeRange) -> bool:
+        """Whether anything in `span` was answered before, in any timeframe."""
+        return bool(await db.fetchval(self._sql["touches_known"], series_id, *span))
+
+    async def _add(self, db: Connection, series_id: int, timeframe: Timeframe, state: str, ranges: RangeSet) -> None:
+        await db.execute(self._sql["add"], series_id, timeframe.value, state, list(ranges))
+
+    async def _checks(self, db: Connection, series_id: int, timeframe: Timeframe, touching: TimeRange) -> list[Check]:
+        rows = await db.fetch(self._sql["read_checks"], series_id, timeframe.value, *touching)
+        return [_check(row) for row in rows]
+
+    async def _ask(
+        self,
+        db: Connection,
+        series_id: int,
+        timeframe: Timeframe,
+        asked: RangeSet,
+        *,
+        answered: bool,
+        now_ms: int,
+        error: str | None = None,
+    ) -> list[Check]:
+        """Count one more ask; return the asks that stood there before."""
+        span = asked.span
+        assert span is not None
+        old = await self._checks(db, series_id, timeframe, span)
+        new = with_ask(old, asked, answered=answered, now_ms=now_ms, error=error)
+        gone = [check.range.start_ms for check in old]
+        if gone:
+            await db.execute(self._sql["drop_checks"], series_id, timeframe.value, gone)
+        starts, ends = [c.range.start_ms for c in new], [c.range.end_ms for c in new]
+        rest = zip(*((c.answered, c.attempts, c.first_ms, c.checked_ms, c.error) for c in new), strict=True)
+        await db.execute(self._sql["put_checks"], series_id, timeframe.value, starts, ends, *map(list, rest))
+        return old
+
+
+def _check(row: Any) -> Check:
+    return Check(
+        TimeRange(row["starts"], row["ends"]),
+        row["answered"],
+        row["attempts"],
+        row["first_checked_at"],
+        row["checked_at"],
+        row["error"],
+    )

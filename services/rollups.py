@@ -1,0 +1,153 @@
+"""Aggregates of the minutes: continuous aggregates on TimescaleDB, roll-up tables elsewhere; the same from both."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from domain.clock import Clock
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import Timeframe
+from services.database import Connection, Database
+from services.sql import bucket_of, load_queries
+
+
+class Level(NamedTuple):
+    """One stored aggregate and the finer table that it is built from."""
+
+    timeframe: Timeframe
+    finer: Timeframe
+
+    @property
+    def table(self) -> str:
+        """Name of the aggregate."""
+        return table_of(self.timeframe)
+
+
+#: Finest first: each is built from the one before.
+LEVELS = (
+    Level(Timeframe.M5, Timeframe.M1),
+    Level(Timeframe.M15, Timeframe.M5),
+    Level(Timeframe.H1, Timeframe.M15),
+    Level(Timeframe.H4, Timeframe.H1),
+    Level(Timeframe.D1, Timeframe.H4),
+)
+
+
+def table_of(timeframe: Timeframe) -> str:
+    """The table of a stored timeframe: the minutes or an aggregate."""
+    return f"bars_{timeframe.value}"
+
+
+def minutes_in(timeframe: Timeframe) -> str:
+    """The SQL for how many minutes one row of a stored timeframe stands for."""
+    return "1" if timeframe is Timeframe.M1 else "minutes"
+
+
+def stored_for(timeframe: Timeframe) -> Timeframe:
+    """The coarsest stored timeframe whose buckets make up buckets of `timeframe`."""
+    stored = [Timeframe.M1, *(level.timeframe for level in LEVELS)]
+    return next(finer for finer in reversed(stored) if finer.divides(timeframe))
+
+
+class Rollups(ABC):
+    """Keeps the stored aggregates equal to the minutes."""
+
+    def __init__(self) -> None:
+        """Read the queries; do no I/O on the database."""
+        self._sql = load_queries("rollups")
+
+    @abstractmethod
+    async def touched(self, db: Connection, series_id: int, span: TimeRange) -> None:
+        """Minutes of `span` were written in the transaction that `db` is in."""
+
+    @abstractmethod
+    async def settle(self) -> None:
+        """After a commit: rebuild what was touched and is not rebuilt yet."""
+
+    @abstractmethod
+    async def pending(self, db: Connection, series_id: int, span: TimeRange) -> RangeSet:
+        """Minutes in `span` whose aggregates must not be used now: fold them from the minutes."""
+
+
+class PlainRollups(Rollups):
+    """Roll-up tables, rebuilt over the touched buckets in the transaction that writes the minutes."""
+
+    async def touched(self, db: Connection, series_id: int, span: TimeRange) -> None:
+        """Rebuild every level over `span`, grown outward to its buckets."""
+        for level in LEVELS:
+            query = self._sql["rebuild"].format(
+                target=level.table,
+                source=table_of(level.finer),
+                bucket=bucket_of(level.timeframe),
+                minutes=minutes_in(level.finer),
+            )
+            start, end = level.timeframe.floor(span.start_ms), level.timeframe.ceil(span.end_ms)
+            await db.execute(query, series_id, start, end)
+
+    async def settle(self) -> None:
+        """Nothing is left to do after a commit."""
+
+    async def pending(self, db: Connection, series_id: int, span: TimeRange) -> RangeSet:  # noqa: ARG002
+        """Nothing is ever pending."""
+        return RangeSet()
+
+
+class TimescaleRollups(Rollups):
+    """Real-time continuous aggregates, refreshed over exactly the touched windows through a durable queue.
+
+    A refresh cannot run in the writing transaction, and until it ran a bucket below the aggregate's watermark shows
+    its old self: readers fold pending minutes themselves. A UTC day stays in the queue until it has ended: its
+    buckets are not all whole before, and the watermark may pass it by a refresh for another series.
+    """
+
+    #: Serialises refreshes among processes: overlapping ones of one aggregate error out since TimescaleDB 2.26.3.
+    LOCK = 0x0CA_2D1E
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        """Take where refreshes run, and the clock that tells which buckets have ended."""
+        super().__init__()
+        self._database = database
+        self._clock = clock
+        self._turn = asyncio.Lock()
+
+    async def touched(self, db: Connection, series_id: int, span: TimeRange) -> None:
+        """Queue `span` in the writing transaction."""
+        await db.execute(self._sql["enqueue"], series_id, *span)
+
+    async def pending(self, db: Connection, series_id: int, span: TimeRange) -> RangeSet:
+        """What is queued within `span`."""
+        rows = await db.fetch(self._sql["pending_of_series"], series_id, *span)
+        return RangeSet((row["starts"], row["ends"]) for row in rows)
+
+    async def settle(self) -> None:
+        """Refresh every level over the queued windows, then take them off the queue."""
+        async with self._turn, self._database.connection() as db:
+            await db.execute("SELECT pg_advisory_lock($1)", self.LOCK)
+            try:
+                await self._drain(db)
+            finally:
+                await db.execute("SELECT pg_advisory_unlock($1)", self.LOCK)
+
+    async def _drain(self, db: Connection) -> None:
+        today = Timeframe.D1.floor(self._clock.now_ms())
+        ripe = [row for row in await db.fetch(self._sql["pending"]) if row["starts"] < today]
+        for window in RangeSet((row["starts"], min(row["ends"], today)) for row in ripe):
+            for level in LEVELS:
+                start, end = level.timeframe.floor(window.start_ms), level.timeframe.ceil(window.end_ms)
+                await db.execute(self._sql["refresh"].format(target=level.table), start, end)
+        if ripe:
+            await self._forget(db, ripe, today)
+
+    async def _forget(self, db: Connection, rows: Sequence[Any], today: int) -> None:
+        """Take refreshed rows off the queue; keep the part that lies in the day that has not ended."""
+        await db.execute("BEGIN")
+        try:
+            for row in rows:
+                if row["ends"] > today:
+                    await db.execute(self._sql["enqueue"], row["series_id"], today, row["ends"])
+            await db.execute(self._sql["done"], [row["id"] for row in rows])
+        except BaseException:
+            await db.execute("ROLLBACK")
+            raise
+        await db.execute("COMMIT")

@@ -1,0 +1,1 @@
+"""SQL that Candlery runs, kept as files."""

@@ -1,0 +1,62 @@
+-- Roll-up tables of plain PostgreSQL: the same names, columns and answers as the continuous aggregates.
+-- They are rebuilt over the touched buckets in the transaction that writes the minutes.
+
+CREATE TABLE bars_5m (
+    series_id integer NOT NULL,
+    ts        timestamptz NOT NULL,
+    open      double precision NOT NULL,
+    high      double precision NOT NULL,
+    low       double precision NOT NULL,
+    close     double precision NOT NULL,
+    volume    double precision NOT NULL,
+    minutes   bigint NOT NULL,
+    PRIMARY KEY (series_id, ts)
+);
+
+CREATE TABLE bars_15m (
+    series_id integer NOT NULL,
+    ts        timestamptz NOT NULL,
+    open      double precision NOT NULL,
+    high      double precision NOT NULL,
+    low       double precision NOT NULL,
+    close     double precision NOT NULL,
+    volume    double precision NOT NULL,
+    minutes   bigint NOT NULL,
+    PRIMARY KEY (series_id, ts)
+);
+
+CREATE TABLE bars_1h (
+    series_id integer NOT NULL,
+    ts        timestamptz NOT NULL,
+    open      double precision NOT NULL,
+    high      double precision NOT NULL,
+    low       double precision NOT NULL,
+    close     double precision NOT NULL,
+    volume    double precision NOT NULL,
+    minutes   bigint NOT NULL,
+    PRIMARY KEY (series_id, ts)
+);
+
+CREATE TABLE bars_4h (
+    series_id integer NOT NULL,
+    ts        timestamptz NOT NULL,
+    open      double precision NOT NULL,
+    high      double precision NOT NULL,
+    low       double precision NOT NULL,
+    close     double precision NOT NULL,
+    volume    double precision NOT NULL,
+    minutes   bigint NOT NULL,
+    PRIMARY KEY (series_id, ts)
+);
+
+CREATE TABLE bars_1d (
+    series_id integer NOT NULL,
+    ts        timestamptz NOT NULL,
+    open      double precision NOT NULL,
+    high      double precision NOT NULL,
+    low       double precision NOT NULL,
+    close     double precision NOT NULL,
+    volume    double precision NOT NULL,
+    minutes   bigint NOT NULL,
+    PRIMARY KEY (series_id, ts)
+);

@@ -1,0 +1,98 @@
+-- name: upsert_minutes
+-- $1 series, $2.. columns. A bar that stands with other values goes to the revision log first.
+WITH incoming AS (
+    SELECT * FROM unnest($2::timestamptz[], $3::float8[], $4::float8[], $5::float8[], $6::float8[], $7::float8[])
+        AS t (ts, open, high, low, close, volume)
+), revised AS (
+    INSERT INTO bar_revisions (series_id, timeframe, ts, old_bar, new_bar)
+    SELECT $1, '1m', b.ts, ARRAY[b.open, b.high, b.low, b.close, b.volume],
+           ARRAY[i.open, i.high, i.low, i.close, i.volume]
+    FROM bars_1m b JOIN incoming i ON b.ts = i.ts
+    WHERE b.series_id = $1 AND b.ts BETWEEN $8 AND $9
+      AND (b.open, b.high, b.low, b.close, b.volume) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.volume)
+    RETURNING ts
+), written AS (
+    INSERT INTO bars_1m (series_id, ts, open, high, low, close, volume)
+    SELECT $1, ts, open, high, low, close, volume FROM incoming
+    ON CONFLICT (series_id, ts) DO UPDATE
+        SET open = excluded.open, high = excluded.high, low = excluded.low,
+            close = excluded.close, volume = excluded.volume
+        WHERE (bars_1m.open, bars_1m.high, bars_1m.low, bars_1m.close, bars_1m.volume)
+            IS DISTINCT FROM (excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume)
+    RETURNING ts
+)
+SELECT (SELECT count(*) FROM written) AS written, (SELECT count(*) FROM revised) AS revised,
+       (SELECT min(ts) FROM written) AS first_ts, (SELECT max(ts) FROM written) AS last_ts;
+
+-- name: upsert_native
+WITH incoming AS (
+    SELECT * FROM unnest($2::timestamptz[], $3::float8[], $4::float8[], $5::float8[], $6::float8[], $7::float8[])
+        AS t (ts, open, high, low, close, volume)
+), revised AS (
+    INSERT INTO bar_revisions (series_id, timeframe, ts, old_bar, new_bar)
+    SELECT $1, $10, b.ts, ARRAY[b.open, b.high, b.low, b.close, b.volume],
+           ARRAY[i.open, i.high, i.low, i.close, i.volume]
+    FROM native_bars b JOIN incoming i ON b.ts = i.ts
+    WHERE b.series_id = $1 AND b.timeframe = $10 AND b.ts BETWEEN $8 AND $9
+      AND (b.open, b.high, b.low, b.close, b.volume) IS DISTINCT FROM (i.open, i.high, i.low, i.close, i.volume)
+    RETURNING ts
+), written AS (
+    INSERT INTO native_bars AS n (series_id, timeframe, ts, open, high, low, close, volume)
+    SELECT $1, $10, ts, open, high, low, close, volume FROM incoming
+    ON CONFLICT (series_id, timeframe, ts) DO UPDATE
+        SET open = excluded.open, high = excluded.high, low = excluded.low,
+            close = excluded.close, volume = excluded.volume
+        WHERE (n.open, n.high, n.low, n.close, n.volume)
+            IS DISTINCT FROM (excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume)
+    RETURNING ts
+)
+SELECT (SELECT count(*) FROM written) AS written, (SELECT count(*) FROM revised) AS revised,
+       (SELECT min(ts) FROM written) AS first_ts, (SELECT max(ts) FROM written) AS last_ts;
+
+-- name: read_minutes
+SELECT ts, open, high, low, close, volume FROM bars_1m
+WHERE series_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts;
+
+-- name: read_native
+SELECT ts, open, high, low, close, volume FROM native_bars
+WHERE series_id = $1 AND timeframe = $4 AND ts >= $2 AND ts < $3 ORDER BY ts;
+
+-- name: read_level
+-- {source}: an aggregate of just this timeframe.
+SELECT ts, open, high, low, close, volume, minutes FROM {source}
+WHERE series_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts;
+
+-- name: fold_level
+-- {source}: a finer table, {minutes}: what one of its rows counts for, {bucket}: start of the bucket of ts.
+SELECT {bucket} AS ts, (array_agg(open ORDER BY ts))[1] AS open, max(high) AS high, min(low) AS low,
+       (array_agg(close ORDER BY ts DESC))[1] AS close, sum(volume ORDER BY ts) AS volume,
+       sum({minutes})::bigint AS minutes
+FROM {source} WHERE series_id = $1 AND ts >= $2 AND ts < $3
+GROUP BY {bucket} ORDER BY 1;
+
+-- name: runs_of_minutes
+-- Stretches of buckets that hold a bar; $4: width of a bucket.
+WITH marked AS (
+    SELECT ts, ts - (row_number() OVER (ORDER BY ts)) * ($4::text)::interval AS run
+    FROM bars_1m WHERE series_id = $1 AND ts >= $2 AND ts < $3
+)
+SELECT min(ts) AS starts, max(ts) + ($4::text)::interval AS ends FROM marked GROUP BY run ORDER BY 1;
+
+-- name: runs_of_native
+-- Stretches of buckets that hold a bar; $4: width of a bucket.
+WITH marked AS (
+    SELECT ts, ts - (row_number() OVER (ORDER BY ts)) * ($4::text)::interval AS run
+    FROM native_bars WHERE series_id = $1 AND ts >= $2 AND ts < $3 AND timeframe = $5
+)
+SELECT min(ts) AS starts, max(ts) + ($4::text)::interval AS ends FROM marked GROUP BY run ORDER BY 1;
+
+-- name: next_ts
+-- The first stored bar at or after $2; the minutes and a native timeframe are looked at together.
+SELECT min(ts) FROM (
+    SELECT min(ts) AS ts FROM bars_1m WHERE series_id = $1 AND ts >= $2
+    UNION ALL
+    SELECT min(ts) FROM native_bars WHERE series_id = $1 AND timeframe = $3 AND ts >= $2
+) AS either;
+
+-- name: last_before
+SELECT close FROM bars_1m WHERE series_id = $1 AND ts < $2 ORDER BY ts DESC LIMIT 1;

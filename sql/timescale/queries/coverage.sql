@@ -1,0 +1,28 @@
+-- name: read
+-- The parts of the ledger that touch the range [$3, $4).
+SELECT state, ranges * tstzmultirange(tstzrange($3, $4)) AS ranges
+FROM coverage WHERE series_id = $1 AND timeframe = $2;
+
+-- name: read_checks
+SELECT starts, ends, answered, attempts, first_checked_at, checked_at, error
+FROM coverage_checks
+WHERE series_id = $1 AND timeframe = $2 AND starts <= $4 AND ends >= $3 ORDER BY starts;
+
+-- name: add
+INSERT INTO coverage (series_id, timeframe, state, ranges) VALUES ($1, $2, $3, $4)
+ON CONFLICT (series_id, timeframe, state) DO UPDATE SET ranges = coverage.ranges + excluded.ranges;
+
+-- name: touches_known
+-- Whether any timeframe's answered buckets overlap [$2, $3).
+SELECT EXISTS (
+    SELECT 1 FROM coverage WHERE series_id = $1 AND state = 'answered' AND ranges && tstzrange($2, $3)
+);
+
+-- name: drop_checks
+DELETE FROM coverage_checks WHERE series_id = $1 AND timeframe = $2 AND starts = ANY ($3::timestamptz[]);
+
+-- name: put_checks
+INSERT INTO coverage_checks
+    (series_id, timeframe, starts, ends, answered, attempts, first_checked_at, checked_at, error)
+SELECT $1, $2, * FROM unnest($3::timestamptz[], $4::timestamptz[], $5::boolean[], $6::integer[],
+                             $7::timestamptz[], $8::timestamptz[], $9::text[]);

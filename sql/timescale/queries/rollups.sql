@@ -1,0 +1,25 @@
+-- name: rebuild
+-- Plain PostgreSQL: rebuild the buckets of {target} that start in [$2, $3) from {source}.
+INSERT INTO {target} (series_id, ts, open, high, low, close, volume, minutes)
+SELECT $1, {bucket}, (array_agg(open ORDER BY ts))[1], max(high), min(low),
+       (array_agg(close ORDER BY ts DESC))[1], sum(volume ORDER BY ts), sum({minutes})
+FROM {source} WHERE series_id = $1 AND ts >= $2 AND ts < $3
+GROUP BY {bucket}
+ON CONFLICT (series_id, ts) DO UPDATE
+    SET open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+        volume = excluded.volume, minutes = excluded.minutes;
+
+-- name: enqueue
+INSERT INTO rollup_queue (series_id, starts, ends) VALUES ($1, $2, $3);
+
+-- name: pending_of_series
+SELECT starts, ends FROM rollup_queue WHERE series_id = $1 AND starts < $3 AND ends > $2;
+
+-- name: pending
+SELECT id, series_id, starts, ends FROM rollup_queue ORDER BY id;
+
+-- name: done
+DELETE FROM rollup_queue WHERE id = ANY ($1::bigint[]);
+
+-- name: refresh
+CALL refresh_continuous_aggregate('{target}', $1::timestamptz, $2::timestamptz);
