@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
 
@@ -49,16 +49,12 @@ class ConfigError(CandleryError):
 
 def masked_url(url: str) -> str:
     """The URL with `***` for its password and its query, which may hold one too."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return MASK
-    if "@" in parts.path + parts.fragment:  # a bare / or # in the password cut it in two
-        return f"{parts.scheme}://{MASK}"
-    user, at, place = parts.netloc.rpartition("@")
+    scheme, _, rest = url.partition("://")
+    # By hand: urlsplit takes a bare / ? # or [ in a password for the end of it, and would show the half before.
+    user, at, place = rest.rpartition("@")
     name, colon, _ = user.partition(":")
-    netloc = f"{name}{colon and ':' + MASK}{at}{place}"
-    return urlunsplit(parts._replace(netloc=netloc, query=parts.query and MASK))
+    place, query, _ = place.partition("?")
+    return f"{scheme}://{name}{colon and ':' + MASK}{at}{place}{query and '?' + MASK}"
 
 
 def _anything(_: Any) -> None:
@@ -108,26 +104,25 @@ def _choice(doc: str, *names: str, fold: Callable[[str], str] = str.lower) -> Se
 
 
 def _url(doc: str, *schemes: str, may_be_empty: bool = False) -> Setting:
+    wanted = f"use a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}"
+
     def check(url: str) -> None:
+        # No word of the URL itself goes into a fault: it may hold a password.
         if may_be_empty and not url:
             return
-        wanted = f"use a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}"
         try:
             parts = urlsplit(url)
             place, _ = parts.hostname or parts.query or parts.path, parts.port
-        except ValueError as error:
-            raise ValueError(f"it is no URL ({_brief(error)}); {wanted}") from None
-        if parts.scheme not in schemes or not place or any(char.isspace() for char in url):
-            raise ValueError(
-                f"{masked_url(url) if '://' in url else 'it'} is not such a URL; {wanted} and names a host"
-            )
+        except ValueError:
+            raise ValueError(f"its host or port cannot be understood; {wanted}") from None
+        if parts.scheme not in schemes:
+            raise ValueError(f"{'it begins otherwise' if '://' in url else 'it is no URL'}; {wanted}")
+        if "@" in parts.path + parts.query + parts.fragment:
+            raise ValueError("its password holds a bare / ? or #; write them as %2F %3F and %23")
+        if not place or any(char.isspace() for char in url):
+            raise ValueError(f"it names no host; {wanted}")
 
-    return Setting(doc, check=check, mask=lambda url: repr(masked_url(url)))
-
-
-def _brief(error: ValueError) -> str:
-    # What urlsplit quotes may be the half of a password that follows a '/' or '['.
-    return re.sub(r"['\"].*['\"]", MASK, str(error))
+    return Setting(doc, check=check, mask=lambda url: repr(masked_url(url) if url else ""))
 
 
 def _secret(doc: str) -> Setting:
@@ -206,9 +201,9 @@ class BaseConfig:
 
     host: Annotated[str, _host("Address that the server listens on")] = "127.0.0.1"
     port: _Port = 8000
-    data_dir: Annotated[Path, _folder("Folder of the embedded database; default: `data` in the current folder")] = (
-        field(default_factory=lambda: Path("data").absolute())
-    )
+    data_dir: Annotated[
+        Path, _folder("Folder of the embedded database and other files; empty: `data` in the current folder")
+    ] = field(default_factory=lambda: Path("data").absolute())
     database_url: Annotated[
         str, _url("PostgreSQL or TimescaleDB; empty: embedded PostgreSQL", "postgresql", "postgres", may_be_empty=True)
     ] = ""
