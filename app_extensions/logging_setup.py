@@ -16,21 +16,21 @@ from hypercorn.config import Config as HypercornConfig
 request_id_var: ContextVar[str] = ContextVar("request_id", default="-")
 
 MASK = "***"
-_SECRET = (
+_SENSITIVE = (
     r"(?:api[-_]?key|secret|private[-_]?key|key[-_]?id|credentials[-_]?key|password|passphrase|signature|authorization"
     r"|(?<!page[-_])token)"
 )
 _RULES = (
     # scheme://user:password@host; greedy up to the last @ before a slash, since passwords may hold one
     (re.compile(r"(://[^\s:/@]*:)[^\s/\"']*@"), rf"\1{MASK}@"),
-    # name=value, as in queries
-    (re.compile(rf"([\w-]*{_SECRET}[\w-]*=)[^\s&\"',;)}}]+", re.IGNORECASE), rf"\1{MASK}"),
+    # name=value, as in queries; begins only where a word does, or a long word would cost its length squared
+    (re.compile(rf"((?<![\w-])[\w-]*{_SENSITIVE}[\w-]*=)[^\s&\"',;)}}]+", re.IGNORECASE), rf"\1{MASK}"),
     # "name": "value", as in JSON and in a dict's repr
-    (re.compile(rf"""(["'][\w-]*{_SECRET}[\w-]*["']\s*:\s*(["'])).*?(?<!\\)\2""", re.IGNORECASE), rf"\1{MASK}\2"),
+    (re.compile(rf"""(["'][\w-]*{_SENSITIVE}[\w-]*["']\s*:\s*(["'])).*?(?<!\\)\2""", re.IGNORECASE), rf"\1{MASK}\2"),
     # Name: value, as in HTTP headers
     (re.compile(r"\b((?:Authorization|APCA-API-[\w-]+|X-[\w-]*Key)\s*:\s*).+", re.IGNORECASE), rf"\1{MASK}"),
 )
-_SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
+_SENSITIVE_NAME = re.compile(_SENSITIVE, re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id", "taskName"}
 
@@ -102,7 +102,7 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
 
 def _plain(name: str, value: Any) -> Any:
     """The value in JSON's own types, its secrets masked."""
-    if _SECRET_NAME.search(name):
+    if _SENSITIVE_NAME.search(name):
         return MASK
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and isfinite(value)):
         return value
