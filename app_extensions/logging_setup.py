@@ -23,10 +23,13 @@ _SENSITIVE = (
 _RULES = (
     # scheme://user:password@host; greedy up to the last @ before a slash, since passwords may hold one
     (re.compile(r"(://[^\s:/@]*:)[^\s/\"']*@"), rf"\1{MASK}@"),
-    # name=value, as in queries; begins only where a word does, or a long word would cost its length squared
-    (re.compile(rf"((?<![\w-])[\w-]*{_SENSITIVE}[\w-]*=)[^\s&\"',;)}}]+", re.IGNORECASE), rf"\1{MASK}"),
+    # name=value, as in queries; the lengths are bounded, or a long word would cost its length squared
+    (re.compile(rf"([\w-]{{0,40}}{_SENSITIVE}[\w-]{{0,40}}=)[^\s&\"',;)}}]+", re.IGNORECASE), rf"\1{MASK}"),
     # "name": "value", as in JSON and in a dict's repr
-    (re.compile(rf"""(["'][\w-]*{_SENSITIVE}[\w-]*["']\s*:\s*(["'])).*?(?<!\\)\2""", re.IGNORECASE), rf"\1{MASK}\2"),
+    (
+        re.compile(rf"""(["'][\w-]{{0,40}}{_SENSITIVE}[\w-]{{0,40}}["']\s*:\s*(["'])).*?(?<!\\)\2""", re.IGNORECASE),
+        rf"\1{MASK}\2",
+    ),
     # Name: value, as in HTTP headers
     (re.compile(r"\b((?:Authorization|APCA-API-[\w-]+|X-[\w-]*Key)\s*:\s*).+", re.IGNORECASE), rf"\1{MASK}"),
 )
