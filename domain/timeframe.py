@@ -1,5 +1,6 @@
 """Timeframes and their buckets, in UTC epoch milliseconds."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -70,6 +71,13 @@ class Timeframe(StrEnum):
         if width is None:
             return _month_start_ms(ts_ms, months=-buckets)
         return self.floor(ts_ms) - buckets * width
+
+    def starts(self, start_ms: int, end_ms: int) -> Iterator[int]:
+        """Starts of the buckets that begin in `[start_ms, end_ms)`."""
+        ts = self.ceil(start_ms)
+        while ts < end_ms:
+            yield ts
+            ts = self.next(ts)
 
     def divides(self, coarser: "Timeframe") -> bool:
         """Whether buckets of `coarser` are made of whole buckets of this timeframe."""

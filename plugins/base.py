@@ -82,6 +82,18 @@ class Capabilities(msgspec.Struct, frozen=True):
     live: str = "poll"
     simulated: bool = False
 
+    def can_serve(self, timeframe: Timeframe) -> bool:
+        """Whether bars of the timeframe can be had, as the provider's own or folded from them."""
+        return self.native_for(timeframe) is not None
+
+    def native_for(self, timeframe: Timeframe) -> Timeframe | None:
+        """The coarsest timeframe of the provider that makes up `timeframe`; None where none does."""
+        able = [own for own in self.timeframes if own.divides(timeframe)]
+        limit = self.folds_below
+        if limit is not None and timeframe.nominal_ms >= limit.nominal_ms:
+            able = [own for own in able if own.nominal_ms >= limit.nominal_ms]
+        return max(able, key=lambda own: own.nominal_ms, default=None)
+
 
 class SymbolInfo(msgspec.Struct, frozen=True):
     """A symbol as the provider lists it.
@@ -181,6 +193,11 @@ class MarketPlugin(ABC):
 
         `options` are the plugin's own settings, from the configuration.
         """
+
+    @classmethod
+    def default_calendar(cls, market: str) -> str | None:  # noqa: ARG003 - most markets never close
+        """The exchange calendar of the market's symbols while the provider cannot be asked; None: around the clock."""
+        return None
 
     @property
     @abstractmethod

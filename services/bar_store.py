@@ -21,10 +21,17 @@ ROWS_PER_STATEMENT = 5_000
 
 
 class StoredSeries(NamedTuple):
-    """A series' number in the store, and its revision: it grows when something already known may have changed."""
+    """A series in the store.
+
+    Attributes:
+        id: its number.
+        revision: grows when something already known may have changed.
+        calendar: the exchange calendar it keeps; None: around the clock.
+    """
 
     id: int
     revision: int
+    calendar: str | None
 
 
 class FoldedBar(NamedTuple):
@@ -57,16 +64,20 @@ class BarStore:
         """The stored series, or None where nothing was ever asked of it."""
         async with self.database.connection() as db:
             row = await db.fetchrow(self._series_sql["find"], *series)
-        return StoredSeries(row["id"], row["revision"]) if row else None
+        return StoredSeries(*row) if row else None
 
-    async def ensure_series(self, series: Series) -> StoredSeries:
-        """The stored series, made where it is new."""
+    async def ensure_series(
+        self, series: Series, *, calendar: str | None = None, listed_ms: int | None = None
+    ) -> StoredSeries:
+        """The stored series, made where it is new, with what its provider says of it."""
         found = await self.find_series(series)
         if found is not None:
             return found
-        async with self.database.connection() as db:
-            row = await db.fetchrow(self._series_sql["create"], *series)
-        return StoredSeries(row["id"], row["revision"])
+        async with self.database.transaction() as db:
+            made = StoredSeries(*await db.fetchrow(self._series_sql["create"], *series, calendar))
+            if listed_ms is not None:
+                await self.ledger.not_listed(db, made.id, Timeframe.M1, RangeSet.of(0, Timeframe.M1.floor(listed_ms)))
+        return made
 
     async def record(
         self,
@@ -118,12 +129,6 @@ class BarStore:
             await db.fetchval(self._series_sql["lock"], series_id)
             now_ms = self._clock.now_ms()
             await self.ledger.failed(db, series_id, timeframe, asked, now_ms=now_ms, error=error)
-
-    async def record_not_listed(self, series_id: int, timeframe: Timeframe, ranges: RangeSet) -> None:
-        """Write down that the symbol did not trade yet in `ranges`."""
-        async with self.database.transaction() as db:
-            await db.fetchval(self._series_sql["lock"], series_id)
-            await self.ledger.not_listed(db, series_id, timeframe, ranges)
 
     async def settle(self) -> None:
         """Rebuild what aggregates are still owed. What fails stays queued, and readers do without it meanwhile."""

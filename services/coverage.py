@@ -99,8 +99,9 @@ def _with_checks(tiles: Iterable[Tile], checks: Sequence[Check]) -> Iterable[Til
                 yield whole._replace(range=TimeRange(start, check.range.start_ms))
                 start = check.range.start_ms
             stop = min(end, check.range.end_ms)
-            yield Tile(TimeRange(start, stop), whole.verdict, check.attempts, check.checked_ms)
-            start, at = stop, at + 1
+            if start < stop:
+                yield Tile(TimeRange(start, stop), whole.verdict, check.attempts, check.checked_ms)
+            start, at = max(start, stop), at + 1
         if start < end:
             yield whole._replace(range=TimeRange(start, end))
 
@@ -166,7 +167,10 @@ class CoverageLedger:
     async def read(self, db: Connection, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> Knowledge:
         """What the ledger holds within `wanted`."""
         rows = await db.fetch(self._sql["read"], series_id, timeframe.value, *wanted)
-        states = {row["state"]: RangeSet((r.lower, r.upper) for r in row["ranges"]) for row in rows}
+        states: dict[str, RangeSet] = {}
+        for row in rows:
+            found = RangeSet((r.lower, r.upper) for r in row["ranges"])
+            states[row["state"]] = states.get(row["state"], RangeSet()) | found
         checks = await self._checks(db, series_id, timeframe, wanted) if wanted.length_ms > 0 else []
         nothing = RangeSet()
         return Knowledge(

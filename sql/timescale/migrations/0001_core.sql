@@ -5,6 +5,8 @@ CREATE TABLE series (
     market     text NOT NULL,
     provider   text NOT NULL,
     symbol     text NOT NULL,
+    -- The exchange calendar that it keeps, as its provider said; NULL: around the clock.
+    calendar   text,
     -- Grows when something already known may have changed: what is cached under an older number is unreachable.
     revision   bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT now(),

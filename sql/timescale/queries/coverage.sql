@@ -1,7 +1,7 @@
 -- name: read
--- The parts of the ledger that touch the range [$3, $4).
+-- The parts of the ledger that touch the range [$3, $4); before a listing there are bars of no timeframe.
 SELECT state, ranges * tstzmultirange(tstzrange($3, $4)) AS ranges
-FROM coverage WHERE series_id = $1 AND timeframe = $2;
+FROM coverage WHERE series_id = $1 AND (timeframe = $2 OR (state = 'not_listed' AND timeframe = '1m'));
 
 -- name: read_checks
 SELECT starts, ends, answered, attempts, first_checked_at, checked_at, error

@@ -1,0 +1,224 @@
+"""The walk along the time axis behind one OHLCV answer: window after window until there are enough bars."""
+
+from dataclasses import dataclass, field
+
+from domain.bar import Bar, merge
+from domain.series import Gap, Series
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import Timeframe
+from plugins.base import PluginError
+from services.bar_store import runs_of
+from services.data_orchestrator import Bars, DataOrchestrator
+from services.fill import Fill, fill_previous
+from services.market_service import Listing
+
+#: How often a window is widened in the search for enough bars of a thinly traded symbol.
+FORWARD_ROUNDS = 12
+BACKWARD_ROUNDS = 6
+WIDENING = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class OhlcvQuery:
+    """What a client asks for, of one series.
+
+    Attributes:
+        start_ms: bars from here on, the first `limit` of them; None: the last `limit` before `end_ms`.
+        end_ms: bars before here; None: now.
+        carry: with a fill, the close of the bar before `start_ms`, from an earlier page.
+    """
+
+    series: Series
+    timeframe: Timeframe
+    start_ms: int | None = None
+    end_ms: int | None = None
+    limit: int = 1000
+    include_forming: bool = False
+    fill: Fill = Fill.NONE
+    carry: float | None = None
+
+
+@dataclass
+class OhlcvAnswer:
+    """Ascending bars, and all that must be said of them.
+
+    Attributes:
+        next_ms: where the next page begins; None: nothing more to come now.
+        sources: where the bars came from.
+        gaps: what is not known in full of the range that the bars were looked for in.
+        filled: times of the bars that are a view, not data.
+        forming: times of the bars that may still change.
+        error: what the provider failed with on the way, where it did.
+        simulated: the bars are made up, by a provider that says so.
+        in_past: nothing of the range can change any more, but by a correction.
+    """
+
+    bars: list[Bar] = field(default_factory=list)
+    next_ms: int | None = None
+    sources: list[str] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    filled: list[int] = field(default_factory=list)
+    forming: list[int] = field(default_factory=list)
+    error: PluginError | None = None
+    simulated: bool = False
+    in_past: bool = False
+
+
+class BarWalk:
+    """One answer in the making."""
+
+    def __init__(self, orchestrator: DataOrchestrator, listing: Listing, query: OhlcvQuery, now_ms: int) -> None:
+        """Fix the present: everything that starts before `_final_ms` has ended and settled."""
+        self._orchestrator = orchestrator
+        self._listing = listing
+        self._query = query
+        self._now_ms = now_ms
+        self._tf = query.timeframe
+        capabilities = listing.feed.capabilities if listing.feed else None
+        self._page_size = capabilities.bars_per_call if capabilities else query.limit
+        self._final_ms = self._tf.floor(now_ms - (capabilities.settle_ms if capabilities else 0))
+        self._end_ms = self._tf.ceil(now_ms if query.end_ms is None else min(query.end_ms, now_ms))
+        self._stop_ms = min(self._end_ms, self._final_ms)
+        self._closed = RangeSet()
+        self._answer = OhlcvAnswer(
+            simulated=capabilities.simulated if capabilities else False,
+            in_past=query.end_ms is not None and self._end_ms <= self._final_ms,
+        )
+
+    async def forward(self, start_ms: int) -> OhlcvAnswer:
+        """The first `limit` bars from the start on."""
+        answer, limit = self._answer, self._query.limit
+        first = at = self._tf.ceil(start_ms)
+        width = limit
+        for _ in range(FORWARD_ROUNDS):
+            if at >= self._stop_ms or len(answer.bars) >= limit:
+                break
+            window = TimeRange(at, min(self._stop_ms, self._tf.back(at, -width)))
+            got = await self._take(window)
+            at = window.end_ms
+            if got.error is not None:
+                break
+            if not got.bars:
+                at = await self._skip_empty(at)
+            if len(got.bars) * WIDENING < width:
+                width *= WIDENING
+        self._fill(RangeSet.of(first, at))
+        if at >= self._stop_ms and len(answer.bars) < limit:
+            await self._append_forming(max(first, self._stop_ms))
+        self._cut_page(first, at)
+        return answer
+
+    async def backward(self) -> OhlcvAnswer:
+        """The last `limit` bars before the end."""
+        answer, limit = self._answer, self._query.limit
+        at, width = self._stop_ms, limit
+        for _ in range(BACKWARD_ROUNDS):
+            if len(answer.bars) >= limit or at <= 0:
+                break
+            window = TimeRange(await self._open_back(at, width), at)
+            got = await self._take(window)
+            at = window.start_ms
+            if got.error is not None or (not got.bars and await self._unlisted(window)):
+                break
+            width = max(width * WIDENING, self._page_size)
+        if answer.bars:
+            self._fill(RangeSet.of(answer.bars[0].ts, self._stop_ms))
+        await self._append_forming(self._stop_ms)
+        self._keep_last(at)
+        return answer
+
+    async def _take(self, window: TimeRange) -> Bars:
+        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+        got = await self._orchestrator.bars(ask)
+        answer = self._answer
+        answer.bars = merge(answer.bars, got.bars)
+        answer.sources += (name for name in got.sources if name not in answer.sources)
+        answer.gaps = _joined([*answer.gaps, *got.gaps])
+        answer.error = got.error or answer.error
+        self._closed |= ask.closed
+        return got
+
+    async def _skip_empty(self, at: int) -> int:
+        """The provider may know that the next bar lies far ahead; then the walk goes on there."""
+        if at >= self._stop_ms:
+            return at
+        window = TimeRange(at, self._stop_ms)
+        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+        ahead = await self._orchestrator.next_bar_ms(ask)
+        return at if ahead is None else max(at, min(ahead, self._stop_ms))
+
+    async def _open_back(self, end_ms: int, buckets: int) -> int:
+        """Where a window must begin to hold so many buckets in which the venue is open."""
+        start = max(0, self._tf.back(end_ms, buckets))
+        for _ in range(4 if self._listing.stored.calendar else 0):
+            ask = await self._orchestrator.ask(self._listing, self._tf, TimeRange(start, end_ms), self._now_ms)
+            shut = sum(self._tf.buckets_between(*part) for part in ask.closed)
+            short = buckets + shut - self._tf.buckets_between(start, end_ms)
+            if short <= 0 or start == 0:
+                break
+            start = max(0, self._tf.back(start, short * 2))
+        return start
+
+    async def _unlisted(self, window: TimeRange) -> bool:
+        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+        return await self._orchestrator.is_unlisted(ask)
+
+    async def _append_forming(self, from_ms: int) -> None:
+        """The bars after the final ones, where they were asked for and the end allows."""
+        if not self._query.include_forming or self._end_ms <= self._final_ms:
+            return
+        window = TimeRange(from_ms, self._end_ms)
+        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+        try:
+            bars = await self._orchestrator.forming(ask)
+        except PluginError as exc:
+            self._answer.error = exc
+            return
+        self._answer.bars = merge(self._answer.bars, bars)
+        self._answer.forming = [bar.ts for bar in bars]
+
+    def _fill(self, shown: RangeSet) -> None:
+        """Flat bars where surely, or as far as anybody knows, nothing traded while the venue was open."""
+        answer = self._answer
+        if self._query.fill is Fill.PREVIOUS:
+            unknown = RangeSet(gap.range for gap in answer.gaps)
+            empty = shown - runs_of(answer.bars, self._tf) - self._closed - unknown
+            answer.bars, answer.filled = fill_previous(answer.bars, empty, self._tf, carry=self._query.carry)
+
+    def _cut_page(self, first: int, at: int) -> None:
+        """Keep the first `limit` bars; what was looked at behind them belongs to the next page."""
+        answer, limit = self._answer, self._query.limit
+        if len(answer.bars) > limit:
+            answer.bars = answer.bars[:limit]
+            at = self._tf.next(answer.bars[-1].ts)
+            answer.next_ms = at
+        elif at < self._stop_ms:
+            answer.next_ms = at
+        self._clip(TimeRange(first, at))
+
+    def _keep_last(self, first: int) -> None:
+        """Keep the last `limit` bars, and what is to be said of their range."""
+        answer, limit = self._answer, self._query.limit
+        if len(answer.bars) >= limit:
+            answer.bars = answer.bars[-limit:]
+            first = answer.bars[0].ts
+        self._clip(TimeRange(first, max(first, self._end_ms)))
+
+    def _clip(self, shown: TimeRange) -> None:
+        answer = self._answer
+        parts = ((gap, gap.range.intersect(shown)) for gap in answer.gaps)
+        answer.gaps = [Gap(part, gap.verdict) for gap, part in parts if part is not None]
+        kept = {bar.ts for bar in answer.bars} if answer.filled or answer.forming else set()
+        answer.filled = [ts for ts in answer.filled if ts in kept]
+        answer.forming = [ts for ts in answer.forming if ts in kept]
+
+
+def _joined(gaps: list[Gap]) -> list[Gap]:
+    """Ascending gaps, touching ones of one verdict in one."""
+    out: list[Gap] = []
+    for gap in sorted(gaps):
+        if out and out[-1].verdict is gap.verdict and out[-1].range.end_ms == gap.range.start_ms:
+            out[-1] = Gap(TimeRange(out[-1].range.start_ms, gap.range.end_ms), gap.verdict)
+        else:
+            out.append(gap)
+    return out

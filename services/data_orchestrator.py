@@ -1,0 +1,145 @@
+"""One way of asking for bars: cache, aggregates, database, provider, each for what the ones before did not know."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from domain.bar import Bar, fold, merge
+from domain.clock import Clock
+from domain.series import Gap
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import Timeframe
+from plugins.base import PluginError
+from services.bar_store import BarStore, runs_of
+from services.coverage import Check, Knowledge, Tile, tile
+from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace, consult
+from services.data_sources.cache_source import CacheSource
+from services.data_sources.plugin_source import PluginSource
+from services.market_service import Listing
+from services.sessions import SessionService
+
+#: The forming bar may be this old before the provider is asked for it again.
+FORMING_TTL_MS = 1_000
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The answer to an `Ask`: ascending bars, where they came from, what is missing, and the provider's last fault."""
+
+    bars: list[Bar]
+    sources: list[str]
+    gaps: list[Gap]
+    error: PluginError | None = None
+
+
+class DataOrchestrator:
+    """Chains the sources, keeps the cache, and tells what is not known."""
+
+    def __init__(
+        self,
+        store: BarStore,
+        sessions: SessionService,
+        clock: Clock,
+        *,
+        cache: CacheSource,
+        local: Sequence[DataSource],
+        plugin: PluginSource,
+    ) -> None:
+        """Take the sources in the order they are asked: cache, those that read the store, the provider."""
+        self._sessions = sessions
+        self._store = store
+        self._cache = cache
+        self._local = local
+        self._plugin = plugin
+        self._clock = clock
+        self._forming: dict[tuple[object, ...], tuple[int, list[Bar]]] = {}
+        self._forming_turn = asyncio.Lock()
+
+    async def ask(self, listing: Listing, timeframe: Timeframe, wanted: TimeRange, now_ms: int) -> Ask:
+        """A question with the venue's closed hours in it."""
+        closed = RangeSet()
+        calendar = listing.stored.calendar
+        if calendar is not None and wanted.length_ms > 0:
+            closed = RangeSet((wanted,)) - await self._sessions.open_ranges(calendar, timeframe, wanted)
+        return Ask(listing.series, listing.stored, timeframe, wanted, closed, now_ms, listing.feed)
+
+    async def bars(self, ask: Ask) -> Bars:
+        """Closed bars of the range, fetched where nobody knew them yet."""
+        trace = Trace()
+        wanted = RangeSet((ask.range,))
+        cached = await self._cache.read(ask, wanted, trace)
+        rest = wanted - cached.known
+        fresh = await consult((*self._local, self._plugin), ask, rest, trace) if rest else SourceAnswer()
+        if fresh.lasting:
+            await self._cache.keep(ask, fresh)
+        missing = rest - fresh.settled
+        gaps = [Gap(t.range, t.verdict) for t in await self._explain(ask, missing)]
+        return Bars(merge(cached.bars, fresh.bars), trace.sources, gaps, trace.error)
+
+    async def coverage(self, ask: Ask) -> list[Tile]:
+        """Verdicts that tile the range, from what is stored alone."""
+        wanted = RangeSet((ask.range,))
+        if ask.timeframe is Timeframe.M1:
+            knowledge = await self._store.knowledge(ask.stored.id, Timeframe.M1, ask.range)
+            data = await self._store.runs(ask.stored.id, Timeframe.M1, ask.range, folded=True)
+            return tile(wanted, data=data, closed=ask.closed, knowledge=knowledge)
+        answer = await consult(self._local, ask, wanted, Trace())
+        knowledge = await self._knowledge(ask)
+        settled = knowledge._replace(confirmed=knowledge.confirmed | (answer.settled - knowledge.not_listed))
+        data = runs_of(answer.bars, ask.timeframe) & answer.settled
+        return tile(wanted, data=data, closed=ask.closed, knowledge=settled)
+
+    async def forming(self, ask: Ask) -> list[Bar]:
+        """Bars of the range that are not final yet, straight from the provider, kept for a second, never stored."""
+        if ask.feed is None or ask.range.length_ms <= 0:
+            return []
+        key = (ask.series, ask.timeframe, ask.range)
+        async with self._forming_turn:
+            now_ms = self._clock.now_ms()
+            self._forming = {k: kept for k, kept in self._forming.items() if now_ms - kept[0] < FORMING_TTL_MS}
+            if key not in self._forming:
+                page = await ask.feed.page(ask.series.symbol, ask.native, ask.range)
+                bars = list(page.bars) if ask.native is ask.timeframe else fold(page.bars, ask.timeframe)
+                self._forming[key] = (now_ms, bars)
+            return self._forming[key][1]
+
+    async def is_unlisted(self, ask: Ask) -> bool:
+        """Whether the symbol did not trade yet anywhere in the range."""
+        knowledge = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
+        return knowledge.not_listed.covers(RangeSet((ask.range,)))
+
+    async def next_bar_ms(self, ask: Ask) -> int | None:
+        """Where the first bar at or after the range's start lies, for one upstream call at most; None: not known."""
+        stored = await self._store.next_bar_ts(ask.stored.id, ask.native, ask.range.start_ms)
+        ahead = RangeSet.of(ask.range.start_ms, min(stored or ask.range.end_ms, ask.range.end_ms))
+        knowledge = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
+        if not (knowledge.answered | ask.closed).covers(ahead):
+            await self._plugin.peek(ask)
+            stored = await self._store.next_bar_ts(ask.stored.id, ask.native, ask.range.start_ms)
+        return None if stored is None else ask.timeframe.floor(stored)
+
+    async def _explain(self, ask: Ask, missing: RangeSet) -> list[Tile]:
+        if not missing:
+            return []
+        knowledge = await self._knowledge(ask)
+        return tile(missing, data=RangeSet(), closed=RangeSet(), knowledge=knowledge)
+
+    async def _knowledge(self, ask: Ask) -> Knowledge:
+        """What the ledger says of the provider's own timeframe, in buckets of the one asked for."""
+        found = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
+        if ask.native is ask.timeframe:
+            return found
+        whole = ask.timeframe
+        checks = (check._replace(range=part) for check in found.checks for part in _outward(check, whole))
+        return Knowledge(
+            found.answered.whole_buckets(whole),
+            found.confirmed.whole_buckets(whole),
+            found.not_listed.whole_buckets(whole),
+            sorted(checks),
+        )
+
+
+def _outward(check: Check, timeframe: Timeframe) -> RangeSet:
+    """A failed stretch spoils each bucket that it touches; an answered one counts for whole buckets only."""
+    own = RangeSet((check.range,))
+    return own.whole_buckets(timeframe) if check.answered else own.outward(timeframe)

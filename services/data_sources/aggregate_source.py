@@ -1,0 +1,53 @@
+"""Bars folded from the stored minutes, out of the aggregates."""
+
+from typing import ClassVar
+
+from domain.bar import within
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import MINUTE_MS, Timeframe
+from services.bar_store import BarStore, FoldedBar
+from services.coverage import Knowledge
+from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace
+
+
+class AggregateSource(DataSource):
+    """Buckets whose minutes are known in full. A bucket with one doubtful minute is left to the next source."""
+
+    name: ClassVar[str] = "aggregate"
+
+    def __init__(self, store: BarStore) -> None:
+        """Take the store."""
+        self._store = store
+
+    async def read(self, ask: Ask, wanted: RangeSet, trace: Trace) -> SourceAnswer:
+        """Folded bars of the buckets in which each minute has its final verdict."""
+        span = wanted.span
+        if span is None or not ask.folds_minutes:
+            return SourceAnswer()
+        knowledge = await self._store.knowledge(ask.stored.id, Timeframe.M1, span)
+        reach = (knowledge.answered | ask.closed | knowledge.not_listed).whole_buckets(ask.timeframe) & wanted
+        if not reach:
+            return SourceAnswer()
+        folded = await self._store.read_folded(ask.stored.id, ask.timeframe, span)
+        whole = await self._settled(ask, folded, knowledge, reach)
+        bars = within((item.bar for item in folded), whole)
+        if bars:
+            trace.gave(self.name)
+        return SourceAnswer(bars, whole, whole, whole & knowledge.answered.whole_buckets(ask.timeframe))
+
+    async def _settled(self, ask: Ask, folded: list[FoldedBar], knowledge: Knowledge, reach: RangeSet) -> RangeSet:
+        """Buckets of `reach` with a final verdict for every minute; minutes are looked at only where it is in doubt."""
+        next_of = ask.timeframe.next
+        full = RangeSet(
+            (bar.ts, next_of(bar.ts)) for bar, minutes in folded if minutes * MINUTE_MS == next_of(bar.ts) - bar.ts
+        )
+        empties_are_final = knowledge.confirmed | ask.closed | knowledge.not_listed
+        sure = (full | empties_are_final).whole_buckets(ask.timeframe) & reach
+        doubtful = reach - sure
+        for part in (doubtful - empties_are_final).outward(ask.timeframe) & reach:
+            sure |= await self._by_minutes(ask, part, empties_are_final)
+        return sure
+
+    async def _by_minutes(self, ask: Ask, part: TimeRange, empties_are_final: RangeSet) -> RangeSet:
+        data = await self._store.runs(ask.stored.id, Timeframe.M1, part, folded=True)
+        return (data | empties_are_final).whole_buckets(ask.timeframe) & RangeSet((part,))

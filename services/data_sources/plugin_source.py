@@ -1,0 +1,94 @@
+"""Bars from the provider itself. What it gives is stored first, and answered from the store."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+from domain.clock import Clock
+from domain.series import Series
+from domain.time_range import RangeSet
+from domain.timeframe import Timeframe
+from services.bar_store import BarStore
+from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace, consult
+from services.feed import Feed
+from services.fetch import Fetch
+
+#: Most calls to a provider for one question; what is left stays `never_fetched`, and the next question goes on.
+MAX_CALLS = 100
+
+
+class PluginSource(DataSource):
+    """Fetches what no other source knows: one upstream call for any number of equal questions at once."""
+
+    name: ClassVar[str] = "provider"
+
+    def __init__(self, store: BarStore, local: Sequence[DataSource], clock: Clock) -> None:
+        """Take the store, the sources that read it, and the clock."""
+        self._store = store
+        self._local = local
+        self._clock = clock
+        self._turns: dict[tuple[Series, Timeframe], tuple[asyncio.Lock, int]] = {}
+
+    async def read(self, ask: Ask, wanted: RangeSet, trace: Trace) -> SourceAnswer:
+        """Fetch and store what is missing, then answer from the store."""
+        if ask.feed is None:
+            return SourceAnswer()
+        async with self._turn(ask):
+            known = (await consult(self._local, ask, wanted, Trace())).known
+            missing = await self._worth_asking(ask, wanted - known)
+            fetched = bool(missing) and await self._fetch(ask, ask.feed, missing, trace)
+        local = Trace()
+        answer = await consult(self._local, ask, wanted, local)
+        for name in [self.name] if fetched and answer.bars else local.sources:
+            trace.gave(name)
+        return answer
+
+    @asynccontextmanager
+    async def _turn(self, ask: Ask) -> AsyncIterator[None]:
+        """One fetch at a time for a series and timeframe; who waited finds the bars in the store."""
+        key = (ask.series, ask.native)
+        lock, users = self._turns.get(key, (asyncio.Lock(), 0))
+        self._turns[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._turns.pop(key)
+            if users > 1:
+                self._turns[key] = (lock, users - 1)
+
+    async def _worth_asking(self, ask: Ask, missing: RangeSet) -> RangeSet:
+        """Leave out closed hours, what failed a moment ago, and what lies beyond the provider's memory."""
+        missing = missing.outward(ask.native) - ask.closed
+        span = missing.span
+        if span is None:
+            return missing
+        knowledge = await self._store.knowledge(ask.stored.id, ask.native, span)
+        missing -= knowledge.resting(self._clock.now_ms())
+        reach = ask.capabilities.history_bars
+        if reach is not None:
+            missing &= RangeSet.of(ask.native.back(ask.now_ms, reach - 1), ask.now_ms)
+        return missing
+
+    async def peek(self, ask: Ask) -> None:
+        """Ask once from the range's start on: a provider may answer with its first bars, however far ahead they lie."""
+        if ask.feed is not None:
+            async with self._turn(ask):
+                await self._fetch(ask, ask.feed, RangeSet((ask.range,)), Trace(), max_calls=1)
+
+    async def _fetch(
+        self, ask: Ask, feed: Feed, missing: RangeSet, trace: Trace, *, max_calls: int = MAX_CALLS
+    ) -> bool:
+        """Fetch into the store; whether the provider answered."""
+        errand = Fetch(
+            self._store,
+            feed,
+            self._clock,
+            series_id=ask.stored.id,
+            symbol=ask.series.symbol,
+            timeframe=ask.native,
+            max_calls=max_calls,
+        )
+        trace.error = await errand.run(missing) or trace.error
+        return errand.answered

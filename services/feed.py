@@ -1,0 +1,103 @@
+"""A provider as the services use it: one plugin instance behind its rate budget, with retries."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_after_delay
+from tenacity.wait import wait_random_exponential
+
+from domain.time_range import TimeRange
+from domain.timeframe import Timeframe
+from plugins.base import Capabilities, MarketPlugin, Page, PluginError, RateLimitPluginError, SymbolInfo
+from services.rate_budget import RateBudget
+
+log = logging.getLogger(__name__)
+
+_BACKOFF = wait_random_exponential(multiplier=0.2, max=3)
+#: Without a word from the provider on how long to wait after "too many calls".
+DEFAULT_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class FeedLimits:
+    """How patient a call is: tries, seconds over all tries, and seconds to wait for the rate budget."""
+
+    attempts: int = 4
+    total_s: float = 20.0
+    patience_s: float = 5.0
+
+
+class Feed:
+    """Calls to one provider with one credential; raises `PluginError` and its kin only."""
+
+    def __init__(self, plugin: MarketPlugin, budget: RateBudget, limits: FeedLimits) -> None:
+        """Take an open plugin and what bounds the calls to it."""
+        self.plugin = plugin
+        self.budget = budget
+        self._limits = limits
+        #: Calls made, for metrics and tests.
+        self.calls = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the provider can do."""
+        return self.plugin.capabilities
+
+    async def page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+        """One page of bars, asked for again after passing faults."""
+        async for attempt in self._retrying():
+            with attempt:
+                return await self._page_once(symbol, timeframe, wanted)
+        raise AssertionError("unreachable: the last failure is raised")  # pragma: no cover
+
+    async def symbols(self) -> Mapping[str, SymbolInfo]:
+        """Every symbol of the provider, asked for again after passing faults."""
+        async for attempt in self._retrying():
+            with attempt:
+                return await self._guarded_symbols()
+        raise AssertionError("unreachable: the last failure is raised")  # pragma: no cover
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception(self._worth_another_try),
+            stop=stop_after_attempt(self._limits.attempts) | stop_after_delay(self._limits.total_s),
+            wait=_wait_s,
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+
+    def _worth_another_try(self, exc: BaseException) -> bool:
+        if not isinstance(exc, PluginError) or not exc.retryable:
+            return False
+        return (exc.retry_after_s or 0) <= self._limits.patience_s
+
+    async def _page_once(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+        await self.budget.take(patience_s=self._limits.patience_s)
+        self.calls += 1
+        try:
+            return await self.plugin.fetch_page(symbol, timeframe, wanted)
+        except RateLimitPluginError as exc:
+            self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
+            raise
+
+    async def _guarded_symbols(self) -> Mapping[str, SymbolInfo]:
+        await self.budget.take(patience_s=self._limits.patience_s)
+        try:
+            return await self.plugin.fetch_symbols()
+        except RateLimitPluginError as exc:
+            self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
+            raise
+
+
+def _wait_s(state: RetryCallState) -> float:
+    """What the provider asked for, or growing random pauses."""
+    exc = state.outcome.exception() if state.outcome else None
+    if isinstance(exc, PluginError) and exc.retry_after_s is not None:
+        return exc.retry_after_s
+    return _BACKOFF(state)
+
+
+def _log_retry(state: RetryCallState) -> None:
+    exc = state.outcome.exception() if state.outcome else None
+    log.info("provider call failed (try %d), trying again: %s", state.attempt_number, exc)
