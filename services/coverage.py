@@ -220,7 +220,9 @@ class CoverageLedger:
         return bool(await db.fetchval(self._sql["touches_known"], series_id, *span))
 
     async def _add(self, db: Connection, series_id: int, timeframe: Timeframe, state: str, ranges: RangeSet) -> None:
-        await db.execute(self._sql["add"], series_id, timeframe.value, state, list(ranges))
+        # As two columns: the driver takes a pair for a range that includes its end.
+        starts, ends = [r.start_ms for r in ranges], [r.end_ms for r in ranges]
+        await db.execute(self._sql["add"], series_id, timeframe.value, state, starts, ends)
 
     async def _checks(self, db: Connection, series_id: int, timeframe: Timeframe, touching: TimeRange) -> list[Check]:
         rows = await db.fetch(self._sql["read_checks"], series_id, timeframe.value, *touching)

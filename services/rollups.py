@@ -50,6 +50,10 @@ def stored_for(timeframe: Timeframe) -> Timeframe:
     return next(finer for finer in reversed(stored) if finer.divides(timeframe))
 
 
+#: In the queue: for windows that no reader need step around.
+NO_SERIES = 0
+
+
 class Rollups(ABC):
     """Keeps the stored aggregates equal to the minutes."""
 
@@ -68,6 +72,10 @@ class Rollups(ABC):
     @abstractmethod
     async def pending(self, db: Connection, series_id: int, span: TimeRange) -> RangeSet:
         """Minutes in `span` whose aggregates must not be used now: fold them from the minutes."""
+
+    @abstractmethod
+    async def forgotten(self, db: Connection, before_ms: int) -> None:
+        """Every minute before `before_ms`, the start of a day, was deleted in the transaction that `db` is in."""
 
 
 class PlainRollups(Rollups):
@@ -91,6 +99,11 @@ class PlainRollups(Rollups):
     async def pending(self, db: Connection, series_id: int, span: TimeRange) -> RangeSet:  # noqa: ARG002
         """Nothing is ever pending."""
         return RangeSet()
+
+    async def forgotten(self, db: Connection, before_ms: int) -> None:
+        """Delete the buckets of those days."""
+        for level in LEVELS:
+            await db.execute(load_queries("retention")["delete_rollup"].format(target=level.table), before_ms)
 
 
 class TimescaleRollups(Rollups):
@@ -119,6 +132,10 @@ class TimescaleRollups(Rollups):
         """What is queued within `span`."""
         rows = await db.fetch(self._sql["pending_of_series"], series_id, *span)
         return RangeSet((row["starts"], row["ends"]) for row in rows)
+
+    async def forgotten(self, db: Connection, before_ms: int) -> None:
+        """Queue those days once, under no series: their buckets fall away at the next refresh."""
+        await db.execute(self._sql["enqueue"], NO_SERIES, 0, before_ms)
 
     async def settle(self) -> None:
         """Refresh every level over the queued windows, then take them off the queue."""

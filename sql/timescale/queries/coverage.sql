@@ -9,7 +9,9 @@ FROM coverage_checks
 WHERE series_id = $1 AND timeframe = $2 AND starts <= $4 AND ends >= $3 ORDER BY starts;
 
 -- name: add
-INSERT INTO coverage (series_id, timeframe, state, ranges) VALUES ($1, $2, $3, $4)
+INSERT INTO coverage (series_id, timeframe, state, ranges)
+SELECT $1, $2, $3, range_agg(tstzrange(starts, ends))
+FROM unnest($4::timestamptz[], $5::timestamptz[]) AS t (starts, ends)
 ON CONFLICT (series_id, timeframe, state) DO UPDATE SET ranges = coverage.ranges + excluded.ranges;
 
 -- name: touches_known

@@ -1,0 +1,138 @@
+"""What every test may use: a real PostgreSQL with a fresh database each, and a clock that stands still."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from app_extensions.db_pool import DatabasePool
+from app_extensions.embedded_postgres import EmbeddedPostgres
+from app_extensions.migrations import migrate
+from domain.timeframe import DAY_MS
+from services.bar_store import BarStore
+from services.coverage import CoverageLedger
+from services.rollups import PlainRollups, TimescaleRollups
+from tests.support.clock import ManualClock
+from tests.support.market import START_MS
+from tests.timescale.server import TimescaleServer, available
+
+RECORDINGS = Path(os.environ.get("CANDLERY_RECORDINGS") or Path(__file__).resolve().parents[2] / "shared")
+_REQUIRE_ALL = os.environ.get("CANDLERY_TEST_REQUIRE_ALL") == "1"
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and "recordings" not in str(report.longrepr):
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where everything is required, a skipped test fails the run."""
+    if _REQUIRE_ALL and _skipped and exitstatus == 0:
+        print("\nskipped, though everything is required:", *_skipped, sep="\n  ")
+        session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    if not (RECORDINGS / "data").is_dir():
+        pytest.skip("recordings are not here")
+    return RECORDINGS
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A PostgreSQL in which databases can be made: the one named, or an embedded one."""
+    named = os.environ.get("CANDLERY_TEST_DATABASE_URL")
+    if named:
+        yield named
+        return
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"))
+    await server.open()
+    yield server.dsn
+    await server.close()
+
+
+def with_database(dsn: str, name: str) -> str:
+    """The same server, another database."""
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(path=f"/{name}"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def template(postgres_url: str) -> AsyncIterator[str]:
+    """Name of a migrated database that fresh ones are copied from."""
+    name = f"candlery_template_{uuid4().hex[:8]}"
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute(f"CREATE DATABASE {name}")
+    pool = DatabasePool(with_database(postgres_url, name), max_size=1)
+    await pool.open()
+    await migrate(pool)
+    await pool.close()
+    yield name
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture
+async def database_url(postgres_url: str, template: str) -> AsyncIterator[str]:
+    """A fresh, migrated database."""
+    name = f"candlery_test_{uuid4().hex[:12]}"
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield with_database(postgres_url, name)
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[DatabasePool]:
+    pool = DatabasePool(database_url, max_size=8)
+    await pool.open()
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Thirty days after the markets of the tests begin."""
+    return ManualClock(START_MS + 30 * DAY_MS)
+
+
+@pytest.fixture
+def store(pool: DatabasePool, clock: ManualClock) -> BarStore:
+    return BarStore(pool, CoverageLedger(), PlainRollups(), clock)
+
+
+@pytest.fixture(scope="session")
+def timescale() -> Iterator[None]:
+    if not available():
+        pytest.skip("Node or the TimescaleDB package is not installed")
+    yield
+
+
+@pytest.fixture
+async def timescale_pool(timescale: None) -> AsyncIterator[DatabasePool]:
+    """A fresh TimescaleDB; it serves one session at a time."""
+    server = TimescaleServer()
+    await server.open()
+    pool = DatabasePool(server.dsn, min_size=1, max_size=1, connect_timeout_s=30)
+    await pool.open()
+    await migrate(pool)
+    yield pool
+    await pool.close()
+    await server.close()
+
+
+@pytest.fixture(params=["postgresql", "timescaledb"])
+def any_store(request: pytest.FixtureRequest, clock: ManualClock) -> BarStore:
+    """The store on each kind of database."""
+    if request.param == "postgresql":
+        return BarStore(request.getfixturevalue("pool"), CoverageLedger(), PlainRollups(), clock)
+    pool = request.getfixturevalue("timescale_pool")
+    return BarStore(pool, CoverageLedger(), TimescaleRollups(pool, clock), clock)
