@@ -1,0 +1,105 @@
+"""Files of bars: CSV (plain, gzipped, zipped), Parquet and Feather, in the layouts that people and exchanges use.
+
+docs/import.md says what is understood. A row that is no bar is listed and never stops the file; a file that is no
+table of bars at all is refused as a whole, with words on what was found and what would be right.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+from domain.bar import Bar
+from domain.timeframe import DAY_MS, Timeframe
+from services.bar_file_columns import is_columnar, open_columns
+from services.bar_file_layout import BarFileError
+from services.bar_file_rows import BadRow, Converter, Rows
+from services.bar_file_text import open_text
+from services.bar_file_times import TimeReader, detect, session_date_ms
+
+__all__ = ["BadRow", "BarBatch", "BarFileError", "read_bars"]
+
+HEAD_BYTES = 8
+
+
+class BarBatch(NamedTuple):
+    """Some of a file's bars.
+
+    Attributes:
+        bars: good bars, ascending, one a `ts`.
+        bad: the rows between them that are no bars.
+        position: rows read so far, good and bad, from the file's beginning; `skip_rows` resumes there.
+        total_rows: how many rows there are, where the file says.
+        bytes_done: how much of the file has been read.
+        bytes_total: the file's size.
+    """
+
+    bars: list[Bar]
+    bad: list[BadRow]
+    position: int
+    total_rows: int | None
+    bytes_done: int
+    bytes_total: int
+
+
+def read_bars(
+    path: Path, timeframe: Timeframe, *, skip_rows: int = 0, batch_rows: int = 20_000, session_dates: bool = False
+) -> Iterator[BarBatch]:
+    """Read a file's bars, in batches of about `batch_rows`.
+
+    Of rows with one time the first counts; equal ones are passed over, and others listed as bad where they stand
+    within two batches of the first. With `session_dates` a bar of a day or more that is not at 00:00 UTC gets its
+    date in New York, as the daily bars of US stocks need.
+
+    Raises:
+        BarFileError: the file is none of the kinds, or is damaged. What was good before the damage comes first.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise BarFileError(f"{path}: it cannot be read ({error.strerror or error})") from error
+    try:
+        with _open(path, head, skip_rows) as rows:
+            yield from _batches(rows, timeframe, skip_rows, batch_rows, session_dates=session_dates)
+    except BarFileError as error:
+        raise BarFileError(f"{path}: {error.detail}") from error
+
+
+def _open(path: Path, head: bytes, skip_rows: int) -> AbstractContextManager[Rows]:
+    return open_columns(path, head, skip_rows) if is_columnar(head) else open_text(path, head, skip_rows)
+
+
+def _batches(
+    rows: Rows, timeframe: Timeframe, position: int, batch_rows: int, *, session_dates: bool
+) -> Iterator[BarBatch]:
+    to_ms = _times(rows, by_date=session_dates and timeframe.nominal_ms >= DAY_MS)
+    converter = Converter(rows.columns, to_ms, timeframe)
+    bars: list[Bar] = []
+    bad: list[BadRow] = []
+    pending = done = 0
+    broken: BarFileError | None = None
+    blocks = iter(rows.blocks)
+    while True:
+        try:
+            block = next(blocks, None)
+        except BarFileError as error:
+            block, broken = None, error
+        if block is not None:
+            converter.convert(block.rows, bars, bad)
+            pending, done = pending + len(block.rows), block.bytes_done
+        if pending and (block is None or pending >= batch_rows):
+            position += pending
+            bars.sort(key=lambda bar: bar.ts)
+            yield BarBatch(bars, bad, position, rows.total_rows, done, rows.total_bytes)
+            bars, bad, pending = [], [], 0
+            converter.next_batch()
+        if broken is not None:
+            raise broken
+        if block is None:
+            return
+
+
+def _times(rows: Rows, *, by_date: bool) -> TimeReader:
+    to_ms = rows.times if callable(rows.times) else detect(rows.times)
+    return (lambda cell: session_date_ms(to_ms(cell))) if by_date else to_ms
