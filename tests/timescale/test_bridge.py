@@ -94,6 +94,13 @@ async def test_the_connection_is_of_use_after_an_error(server: TimescaleServer, 
             assert await connection.fetchval("SELECT $1::int + 1", 41) == 42
 
 
+async def test_the_connection_is_of_use_after_a_query_that_took_too_long(server: TimescaleServer):
+    async with session(server) as connection:
+        with pytest.raises(TimeoutError):
+            await connection.fetch("SELECT count(*) FROM generate_series(1, 3000000)", timeout=0.05)
+        assert await connection.fetchval("SELECT 1") == 1
+
+
 async def test_what_follows_an_error_in_a_batch_is_not_executed(server: TimescaleServer):
     async with session(server) as connection:
         await connection.execute("CREATE TEMP TABLE numbers (n int)")
