@@ -13,6 +13,7 @@ import asyncpg
 
 from app_extensions.db_pool import DatabasePool
 from domain.errors import CandleryError
+from services.sql import load_queries
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,19 @@ async def migrate(pool: DatabasePool) -> Flavour:
             return await _apply(db)
         finally:
             await db.execute("SELECT pg_advisory_unlock($1)", _LOCK)
+
+
+async def set_compression(pool: DatabasePool, *, after_days: int) -> None:
+    """TimescaleDB: have minutes older than so many days compressed by its own job; 0: never."""
+    sql = load_queries("rollups")
+    async with pool.connection() as db, db.transaction():
+        await db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        wanted = f"{after_days} days" if after_days else None
+        if await db.fetchval(sql["compression_job"]) == wanted:
+            return
+        await db.execute(sql["stop_compression"])
+        if after_days:
+            await db.execute(sql["start_compression"], after_days)
 
 
 async def _apply(db: Any) -> Flavour:

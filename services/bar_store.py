@@ -207,6 +207,8 @@ class BarStore:
         last_ms = 0
         minutes = timeframe is Timeframe.M1
         query = self._sql["upsert_minutes" if minutes else "upsert_native"]
+        if minutes and bars:
+            await self.rollups.writing(db)
         for at in range(0, len(bars), ROWS_PER_STATEMENT):
             columns = _columns(bars[at : at + ROWS_PER_STATEMENT])
             extra = () if minutes else (timeframe.value,)

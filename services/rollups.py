@@ -62,6 +62,10 @@ class Rollups(ABC):
         self._sql = load_queries("rollups")
 
     @abstractmethod
+    async def writing(self, db: Connection) -> None:
+        """Minutes are about to be written in the transaction that `db` is in."""
+
+    @abstractmethod
     async def touched(self, db: Connection, series_id: int, span: TimeRange) -> None:
         """Minutes of `span` were written in the transaction that `db` is in."""
 
@@ -80,6 +84,9 @@ class Rollups(ABC):
 
 class PlainRollups(Rollups):
     """Roll-up tables, rebuilt over the touched buckets in the transaction that writes the minutes."""
+
+    async def writing(self, db: Connection) -> None:
+        """Nothing need be prepared."""
 
     async def touched(self, db: Connection, series_id: int, span: TimeRange) -> None:
         """Rebuild every level over `span`, grown outward to its buckets."""
@@ -123,6 +130,10 @@ class TimescaleRollups(Rollups):
         self._database = database
         self._clock = clock
         self._turn = asyncio.Lock()
+
+    async def writing(self, db: Connection) -> None:
+        """Lift the limit of rows that one transaction may decompress: a late page may meet a compressed chunk."""
+        await db.execute(self._sql["allow_decompression"])
 
     async def touched(self, db: Connection, series_id: int, span: TimeRange) -> None:
         """Queue `span` in the writing transaction."""

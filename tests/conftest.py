@@ -117,16 +117,21 @@ def timescale() -> Iterator[None]:
 
 
 @pytest.fixture
-async def timescale_pool(timescale: None) -> AsyncIterator[DatabasePool]:
-    """A fresh TimescaleDB; it serves one session at a time."""
+async def timescale_url(timescale: None) -> AsyncIterator[str]:
+    """A fresh, empty TimescaleDB; it serves one session at a time."""
     server = TimescaleServer()
     await server.open()
-    pool = DatabasePool(server.dsn, min_size=1, max_size=1, connect_timeout_s=30)
+    yield server.dsn
+    await server.close()
+
+
+@pytest.fixture
+async def timescale_pool(timescale_url: str) -> AsyncIterator[DatabasePool]:
+    pool = DatabasePool(timescale_url, min_size=1, max_size=1, connect_timeout_s=30)
     await pool.open()
     await migrate(pool)
     yield pool
     await pool.close()
-    await server.close()
 
 
 @pytest.fixture(params=["postgresql", "timescaledb"])

@@ -6,12 +6,17 @@ from itertools import count
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app_extensions.db_pool import DatabasePool
+from app_extensions.migrations import set_compression
 from domain.bar import Bar, fold, merge
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services.bar_store import BarStore, StoredSeries, runs_of
+from services.coverage import CoverageLedger
 from services.retention import Retention
+from services.rollups import TimescaleRollups
+from services.sql import load_queries
 from tests.support.clock import ManualClock
 from tests.support.market import START_MS, markets, random_minutes
 
@@ -235,3 +240,32 @@ async def test_what_retention_forgets_is_unknown_again_and_not_without_trade(
     for timeframe in (Timeframe.M5, Timeframe.H4, Timeframe.D1):
         assert await folded(any_store, series, timeframe) == fold(kept, timeframe)
     assert await Retention(any_store.database, any_store.rollups, clock, days=0).run() == 0
+
+
+async def test_late_and_corrected_bars_reach_compressed_chunks(
+    timescale_pool: DatabasePool, clock: ManualClock
+) -> None:
+    store = BarStore(timescale_pool, CoverageLedger(), TimescaleRollups(timescale_pool, clock), clock)
+    series = await new_series(store)
+    bars = random_minutes(11, 8 * 1440, holes=0.2)
+    late, early = bars[::3], [bar for at, bar in enumerate(bars) if at % 3]
+    await write(store, series, early)
+    async with timescale_pool.connection() as db:
+        assert await db.fetch("SELECT compress_chunk(c) FROM show_chunks('bars_1m') AS c")
+    corrected = [Bar(bar.ts, 1.0, 2.0, 0.5, 1.5, 9.0) for bar in early[:100]]
+    assert await write(store, series, late) == (len(late), 0)
+    assert await write(store, series, corrected) == (100, 100)
+    truth = merge(bars, corrected)
+    assert await store.read(series.id, Timeframe.M1, EVER) == truth
+    for timeframe in Timeframe:
+        assert await folded(store, series, timeframe) == fold(truth, timeframe), timeframe
+
+
+async def test_the_compression_job_follows_the_setting(timescale_pool: DatabasePool) -> None:
+    async def job() -> str | None:
+        async with timescale_pool.connection() as db:
+            return await db.fetchval(load_queries("rollups")["compression_job"])
+
+    for days, stands in ((30, "30 days"), (30, "30 days"), (7, "7 days"), (0, None), (0, None)):
+        await set_compression(timescale_pool, after_days=days)
+        assert await job() == stands

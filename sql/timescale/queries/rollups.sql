@@ -23,3 +23,16 @@ DELETE FROM rollup_queue WHERE id = ANY ($1::bigint[]);
 
 -- name: refresh
 CALL refresh_continuous_aggregate('{target}', $1::timestamptz, $2::timestamptz);
+
+-- name: allow_decompression
+SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0;
+
+-- name: compression_job
+SELECT config->>'compress_after' FROM timescaledb_information.jobs
+WHERE proc_name IN ('policy_compression', 'policy_columnstore') AND hypertable_name = 'bars_1m';
+
+-- name: stop_compression
+SELECT remove_compression_policy('bars_1m', if_exists => true);
+
+-- name: start_compression
+SELECT add_compression_policy('bars_1m', compress_after => make_interval(days => $1));
