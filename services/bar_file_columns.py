@@ -63,7 +63,7 @@ def _damage_told() -> Iterator[None]:
 def _parquet(file: Any) -> _Table:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    parquet = pq.ParquetFile(file)
+    parquet = pq.ParquetFile(file, page_checksum_verification=True)
     total = parquet.metadata.num_rows
     sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.metadata.num_row_groups)]
 

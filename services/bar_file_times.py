@@ -25,6 +25,8 @@ UNITS = {
 }
 # Eight digits that read as a date; as epoch seconds they would all lie in August to September 1970.
 DATES = range(1900_01_01, 2100_01_01)
+# Seconds as a double are right to a few ten-thousandths of a millisecond.
+FLOAT_NOISE = 0.01
 NEW_YORK = "America/New_York"
 
 
@@ -93,10 +95,12 @@ def _read_fraction(cell: object, unit: str) -> int:
     factor, divisor, _ = UNITS[unit]
     try:
         number = float(cell)  # type: ignore[arg-type] # the errors are caught
-        ms = round(number * factor / divisor)
+        ms = round(exact := number * factor / divisor)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"time {str(cell)[:40]!r} is no number of {unit}") from None
     _check_magnitude(number, unit)
+    if abs(exact - ms) > FLOAT_NOISE:
+        raise ValueError(f"time {cell} is not a whole number of milliseconds")
     return ms
 
 

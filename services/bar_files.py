@@ -52,7 +52,8 @@ def read_bars(
     date in New York, as the daily bars of US stocks need.
 
     Raises:
-        BarFileError: the file is none of the kinds, or is damaged. What was good before the damage comes first.
+        BarFileError: the file is none of the kinds, or is damaged; where the damage shows only on the way, what was
+            read before it comes first.
     """
     try:
         with path.open("rb") as file:
@@ -88,6 +89,8 @@ def _batches(
         if block is not None:
             converter.convert(block.rows, bars, bad)
             pending, done = pending + len(block.rows), block.bytes_done
+        elif broken is None:
+            done = rows.total_bytes  # whatever follows the rows, as an archive's table of contents does
         if pending and (block is None or pending >= batch_rows):
             position += pending
             bars.sort(key=lambda bar: bar.ts)
