@@ -139,13 +139,12 @@ class BarWalk:
         return got
 
     async def _skip_empty(self, at: int) -> int:
-        """The provider may know that the next bar lies far ahead; then the walk goes on there."""
+        """Where the walk goes on when a window held nothing: the provider may know that the next bar lies far ahead."""
         if at >= self._stop_ms:
             return at
         window = TimeRange(at, self._stop_ms)
         ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
-        ahead = await self._orchestrator.next_bar_ms(ask)
-        return at if ahead is None else max(at, min(ahead, self._stop_ms))
+        return await self._orchestrator.skip_empty(ask)
 
     async def _open_back(self, end_ms: int, buckets: int) -> int:
         """Where a window must begin to hold so many buckets in which the venue is open."""

@@ -108,15 +108,27 @@ class DataOrchestrator:
         knowledge = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
         return knowledge.not_listed.covers(RangeSet((ask.range,)))
 
-    async def next_bar_ms(self, ask: Ask) -> int | None:
-        """Where the first bar at or after the range's start lies, for one upstream call at most; None: not known."""
-        stored = await self._store.next_bar_ts(ask.stored.id, ask.native, ask.range.start_ms)
-        ahead = RangeSet.of(ask.range.start_ms, min(stored or ask.range.end_ms, ask.range.end_ms))
+    async def skip_empty(self, ask: Ask) -> int:
+        """How far the range is surely empty from its start on: up to the next bar, or to where nobody asked yet.
+
+        A provider that answers with its first bars, however far ahead they lie, is asked once.
+        """
+        whole = RangeSet((ask.range,))
+        accounted, stored_ms = await self._accounted(ask)
+        ahead = RangeSet.of(ask.range.start_ms, stored_ms) - accounted
+        if ahead and await self._plugin.peek(ask, whole - accounted):
+            accounted, stored_ms = await self._accounted(ask)
+        unknown = (whole - accounted).span
+        limit = ask.range.end_ms if unknown is None else unknown.start_ms
+        return max(ask.range.start_ms, ask.timeframe.floor(min(stored_ms, limit)))
+
+    async def _accounted(self, ask: Ask) -> tuple[RangeSet, int]:
+        """What needs no asking, and where the first stored bar lies (the range's end where there is none)."""
         knowledge = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
-        if not (knowledge.answered | ask.closed).covers(ahead):
-            await self._plugin.peek(ask)
-            stored = await self._store.next_bar_ts(ask.stored.id, ask.native, ask.range.start_ms)
-        return None if stored is None else ask.timeframe.floor(stored)
+        stored_ms = await self._store.next_bar_ts(ask.stored.id, ask.native, ask.range.start_ms)
+        end_ms = ask.range.end_ms
+        accounted = knowledge.answered | knowledge.not_listed | ask.closed
+        return accounted, end_ms if stored_ms is None else min(stored_ms, end_ms)
 
     async def _explain(self, ask: Ask, missing: RangeSet) -> list[Tile]:
         if not missing:

@@ -71,11 +71,13 @@ class PluginSource(DataSource):
             missing &= RangeSet.of(ask.native.back(ask.now_ms, reach - 1), ask.now_ms)
         return missing
 
-    async def peek(self, ask: Ask) -> None:
-        """Ask once from the range's start on: a provider may answer with its first bars, however far ahead they lie."""
-        if ask.feed is not None:
-            async with self._turn(ask):
-                await self._fetch(ask, ask.feed, RangeSet((ask.range,)), Trace(), max_calls=1)
+    async def peek(self, ask: Ask, unknown: RangeSet) -> bool:
+        """Ask once from the start of what is unknown on; whether the provider answered."""
+        span = unknown.span
+        if ask.feed is None or span is None:
+            return False
+        async with self._turn(ask):
+            return await self._fetch(ask, ask.feed, RangeSet((span,)), Trace(), max_calls=1)
 
     async def _fetch(
         self, ask: Ask, feed: Feed, missing: RangeSet, trace: Trace, *, max_calls: int = MAX_CALLS

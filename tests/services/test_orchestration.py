@@ -207,11 +207,13 @@ async def test_a_row_that_was_thrown_away_is_asked_for_again_and_never_counts_as
     assert not known.answered & RangeSet.of(bad, bad + MINUTE_MS)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(20))
 async def test_after_any_faults_the_store_ends_equal_to_the_market(
     seed: int, store: BarStore, clock: ManualClock
 ) -> None:
-    """0 bars lost, 0 doubled, 0 invented, and every minute has its verdict."""
+    """0 bars lost, 0 doubled, 0 invented, and every minute has its verdict. The faults last less than an hour: a
+    provider that denies a bar twice, an hour apart, is believed.
+    """
     rng = random.Random(seed)
     market = random_minutes(seed, 2000, holes=rng.choice([0.0, 0.1, 0.8]))
     end_ms = START_MS + 2000 * MINUTE_MS
@@ -239,7 +241,7 @@ async def test_after_any_faults_the_store_ends_equal_to_the_market(
     for _ in range(6):
         start = START_MS + rng.randrange(2000) * MINUTE_MS
         await house.bars(start_ms=start, end_ms=min(end_ms, start + rng.randrange(1, 900) * MINUTE_MS))
-        clock.advance(hours=rng.choice([0, 0.01, 2]))
+        clock.advance(hours=rng.choice([0, 0.01, 0.1]))
     house.plugin.fault = None
     for _ in range(3):
         clock.advance(hours=2)
@@ -274,7 +276,7 @@ async def test_a_timeframe_that_the_provider_lacks_is_folded_from_the_coarsest_i
 ) -> None:
     wanted = Timeframe(timeframe)
     start, end = wanted.ceil(START_MS), START_MS + 3 * DAY_MS
-    answer = await house.bars(timeframe=timeframe, start_ms=start, end_ms=end)
+    answer = await house.bars(timeframe=timeframe, start_ms=start, end_ms=end, limit=10_000)
     complete = [bar for bar in fold(MARKET, wanted) if start <= bar.ts and wanted.next(bar.ts) <= end]
     assert [bar for bar in answer.bars if wanted.next(bar.ts) <= end] == complete
     native = {call[1] for call in house.plugin.calls}
@@ -443,7 +445,7 @@ async def test_unknown_names_are_refused_with_a_hint(house: House) -> None:
 
 async def test_coarser_coverage_speaks_of_buckets(house: House, clock: ManualClock) -> None:
     await house.bars("FULL", start_ms=START_MS, end_ms=START_MS + 90 * MINUTE_MS)
-    tiles = await house.coverage(START_MS, START_MS + 3 * HOUR_MS, "1h")
+    tiles = await house.coverage(START_MS, START_MS + 3 * HOUR_MS, "1h", "FULL")
     assert [(tile.range.start_ms - START_MS, tile.verdict) for tile in tiles] == [
         (0, Verdict.DATA),
         (HOUR_MS, Verdict.NEVER_FETCHED),
