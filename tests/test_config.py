@@ -1,5 +1,6 @@
 """What the settings promise: one place reads them, every fault is named at once, and secrets stay secret."""
 
+import ast
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from config import (
     load_config,
     masked_url,
 )
+
+ROOT = Path(__file__).parent.parent
 
 
 def load(variables: Mapping[str, str] | None = None, **more: str) -> BaseConfig:
@@ -253,6 +256,22 @@ def test_no_fault_shows_a_secret(url: str):
 def test_no_password_of_any_shape_is_shown(password: str):
     secret = f"SECRET{password}SECRET"
     assert "SECRET" not in masked_url(f"postgresql://user:{secret}@localhost/db")
+
+
+# It hands a few variables on to PostgreSQL, and takes no setting from them.
+PASSES_THE_ENVIRONMENT_ON = {"app_extensions/embedded_postgres/processes.py"}
+
+
+def test_no_other_module_reads_the_environment():
+    rooms = ("domain", "plugins", "services", "blueprints", "app_extensions")
+    modules = [*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
+    reading = {
+        str(path.relative_to(ROOT))
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv"}
+    }
+    assert reading - PASSES_THE_ENVIRONMENT_ON == {"config.py"}
 
 
 def test_a_config_cannot_be_changed():
