@@ -6,12 +6,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from domain.clock import Clock
 from domain.errors import UnknownSymbolError
 from domain.series import Series
-from plugins import PluginLoader
 from plugins.base import Capabilities, Credentials, MarketPlugin, PluginConfig, PluginError, ProviderInfo, SymbolInfo
 from services.bar_store import BarStore, StoredSeries
 from services.feed import Feed, FeedLimits
@@ -23,6 +22,22 @@ log = logging.getLogger(__name__)
 SYMBOLS_TTL_MS = 10 * 60_000
 #: After a provider failed to list its symbols it is left alone for so long.
 SYMBOLS_PAUSE_MS = 5_000
+
+
+class Loader(Protocol):
+    """Finds plugin classes; see `plugins.PluginLoader`."""
+
+    def markets(self) -> Sequence[str]:
+        """Every market that some plugin serves."""
+        ...
+
+    def providers(self, market: str) -> Sequence[tuple[type[MarketPlugin], ProviderInfo]]:
+        """The providers of a market and the plugins that serve them."""
+        ...
+
+    def find(self, market: str, provider: str) -> type[MarketPlugin]:
+        """The plugin of a provider; raises `UnknownMarketError` or `UnknownProviderError`."""
+        ...
 
 
 class InstanceKey(NamedTuple):
@@ -82,7 +97,7 @@ class ProviderSettings:
 class MarketService:
     """Finds markets, providers and symbols, and hands out feeds."""
 
-    def __init__(self, loader: PluginLoader, store: BarStore, settings: ProviderSettings, clock: Clock) -> None:
+    def __init__(self, loader: Loader, store: BarStore, settings: ProviderSettings, clock: Clock) -> None:
         """Take what it finds things with; instances are made on first use."""
         self._loader = loader
         self._store = store
