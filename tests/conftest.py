@@ -1,7 +1,7 @@
 """What every test may use: a real PostgreSQL with a fresh database each, and a clock that stands still."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -19,7 +19,7 @@ from services.coverage import CoverageLedger
 from services.rollups import PlainRollups, TimescaleRollups
 from tests.support.clock import ManualClock
 from tests.support.market import START_MS
-from tests.timescale.server import TimescaleServer, available
+from tests.timescale.server import TimescaleServer, why_unavailable
 
 RECORDINGS = Path(os.environ.get("CANDLERY_RECORDINGS") or Path(__file__).resolve().parents[2] / "shared")
 _REQUIRE_ALL = os.environ.get("CANDLERY_TEST_REQUIRE_ALL") == "1"
@@ -54,7 +54,8 @@ async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         return
     server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"))
     await server.open()
-    yield server.dsn
+    # Its own role may not make databases.
+    yield server._dsn("postgres", "postgres")
     await server.close()
 
 
@@ -110,10 +111,10 @@ def store(pool: DatabasePool, clock: ManualClock) -> BarStore:
 
 
 @pytest.fixture(scope="session")
-def timescale() -> Iterator[None]:
-    if not available():
-        pytest.skip("Node or the TimescaleDB package is not installed")
-    yield
+def timescale() -> None:
+    reason = why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture

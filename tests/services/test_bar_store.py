@@ -3,6 +3,7 @@
 import asyncio
 from itertools import count
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -197,15 +198,10 @@ async def test_a_write_that_fails_leaves_neither_bars_nor_coverage(store: BarSto
     series = await new_series(store)
     bars = random_minutes(7, 100, holes=0)
 
-    class HalfWayError(Exception):
-        pass
-
-    try:
+    with pytest.raises(ZeroDivisionError):
         async with store.database.transaction() as db:
             await store.record_in(db, series.id, Timeframe.M1, bars=bars, answered=runs_of(bars, Timeframe.M1))
-            raise HalfWayError
-    except HalfWayError:
-        pass
+            raise ZeroDivisionError
     assert await store.read(series.id, Timeframe.M1, EVER) == []
     assert not (await store.knowledge(series.id, Timeframe.M1, EVER)).answered
     assert await folded(store, series, Timeframe.H1) == []

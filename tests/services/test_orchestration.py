@@ -142,9 +142,7 @@ async def test_a_bar_that_comes_late_takes_the_place_of_an_emptiness(house: Hous
     assert not answer.gaps
 
 
-async def test_a_dead_provider_leaves_what_is_stored_and_says_what_is_missing(
-    house: House, clock: ManualClock
-) -> None:
+async def test_a_dead_provider_leaves_what_is_stored_and_says_what_is_missing(house: House, clock: ManualClock) -> None:
     await house.bars("FULL", start_ms=START_MS, end_ms=START_MS + HOUR_MS)
 
     def down(_: int, __: TimeRange) -> Page | None:
@@ -284,9 +282,7 @@ async def test_a_timeframe_that_the_provider_lacks_is_folded_from_the_coarsest_i
     assert next(iter(native)).divides(wanted)
 
 
-async def test_official_daily_bars_of_stocks_are_never_folded_from_minutes(
-    store: BarStore, clock: ManualClock
-) -> None:
+async def test_official_daily_bars_of_stocks_are_never_folded_from_minutes(store: BarStore, clock: ManualClock) -> None:
     capabilities = Capabilities(
         timeframes=(Timeframe.M1, Timeframe.D1), bars_per_call=1000, folds_below=Timeframe.D1, calls_per_second=1e4
     )

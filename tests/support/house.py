@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.sessions import InMemorySessionRepository, SessionService
+
 from domain.bar import Bar
 from domain.errors import UnknownMarketError, UnknownProviderError
 from domain.series import Series
@@ -21,7 +23,6 @@ from services.data_sources.plugin_source import PluginSource
 from services.feed import FeedLimits
 from services.market_service import MarketService, ProviderSettings
 from services.ohlcv import OhlcvService
-from services.sessions import InMemorySessionRepository, SessionService
 from tests.support.clock import ManualClock
 from tests.support.scripted import ScriptedPlugin
 
@@ -88,9 +89,7 @@ class House:
             options["carry"] = bars[-1].close if bars else None
 
 
-def make_house(
-    store: BarStore, clock: ManualClock, plugin: ScriptedPlugin, *, cache: Cache | None = None
-) -> House:
+def make_house(store: BarStore, clock: ManualClock, plugin: ScriptedPlugin, *, cache: Cache | None = None) -> House:
     cache = cache or MemoryCache(max_bytes=1 << 24, ttl_s=3600, clock=clock)
     settings = ProviderSettings(
         options=lambda *_: {}, limits=FeedLimits(attempts=1, total_s=5, patience_s=1), idle_ms=60_000
@@ -99,7 +98,5 @@ def make_house(
     sessions = SessionService(InMemorySessionRepository(), clock=clock)
     local = (AggregateSource(store), DbSource(store))
     plugin_source = PluginSource(store, local, clock)
-    orchestrator = DataOrchestrator(
-        store, sessions, clock, cache=CacheSource(cache), local=local, plugin=plugin_source
-    )
+    orchestrator = DataOrchestrator(store, sessions, clock, cache=CacheSource(cache), local=local, plugin=plugin_source)
     return House(plugin, store, clock, markets, OhlcvService(markets, orchestrator, clock), cache)

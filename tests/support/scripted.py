@@ -1,6 +1,7 @@
 """A provider of a test's making: a market of minutes, and faults on demand."""
 
 from collections.abc import Callable, Mapping, Sequence
+
 from domain.bar import Bar, fold, within
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe

@@ -1,0 +1,181 @@
+"""The one composition root: builds the graph of services, opens it in order, and closes it in reverse."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from services.sessions import SessionService
+
+from app_extensions.db_pool import DatabasePool
+from app_extensions.embedded_postgres import EmbeddedPostgres
+from app_extensions.embedded_postgres.attach import running_dsn
+from app_extensions.migrations import Flavour, migrate, set_compression
+from app_extensions.redis_manager import RedisManager
+from app_extensions.supervisor import Supervisor
+from config import BaseConfig
+from domain.clock import Clock, SystemClock
+from plugins import PluginLoader
+from plugins.base import Credentials
+from services.bar_store import BarStore
+from services.cache_manager import Cache, MemoryCache
+from services.coverage import CoverageLedger
+from services.data_orchestrator import DataOrchestrator
+from services.data_sources.aggregate_source import AggregateSource
+from services.data_sources.cache_source import CacheSource
+from services.data_sources.db_source import DbSource
+from services.data_sources.plugin_source import PluginSource
+from services.market_service import MarketService, ProviderSettings
+from services.ohlcv import OhlcvService
+from services.redis_cache import RedisCache
+from services.retention import Retention
+from services.rollups import PlainRollups, Rollups, TimescaleRollups
+from services.session_store import StoredSessionRepository
+
+log = logging.getLogger(__name__)
+
+_IDLE_CHECK_S = 60
+_ROLLUP_CHECK_S = 60
+_RETENTION_CHECK_S = 3600
+
+
+@dataclass(frozen=True)
+class Services:
+    """What handlers and commands use."""
+
+    config: BaseConfig
+    clock: Clock
+    database: DatabasePool
+    store: BarStore
+    cache: Cache
+    loader: PluginLoader
+    markets: MarketService
+    ohlcv: OhlcvService
+
+
+@asynccontextmanager
+async def running_pool(config: BaseConfig, *, beside_server: bool) -> AsyncIterator[DatabasePool]:
+    """The database alone, embedded where no other is named.
+
+    `beside_server`: use the embedded database of a server that is running on the data folder, where one is.
+    """
+    async with AsyncExitStack() as stack:
+        dsn = config.database_url or await _embedded(config, stack, beside_server=beside_server)
+        pool = DatabasePool(
+            dsn, min_size=config.db_pool_min, max_size=config.db_pool_max, timeout_s=config.db_timeout_s
+        )
+        stack.push_async_callback(pool.close)
+        await pool.open()
+        yield pool
+
+
+@asynccontextmanager
+async def running_services(
+    config: BaseConfig, *, clock: Clock | None = None, as_server: bool = True
+) -> AsyncIterator[Services]:
+    """Everything, opened in order; closed in reverse at the end of the block, also when opening fails half-way.
+
+    `as_server`: own the data folder and do the background work; a command works beside a server that does.
+    """
+    clock = clock or SystemClock()
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(running_pool(config, beside_server=not as_server))
+        store = BarStore(pool, CoverageLedger(), await _rollups(config, pool, clock), clock)
+        services = await _assemble(config, clock, pool, store, stack)
+        if as_server:
+            supervisor = Supervisor()
+            stack.push_async_callback(supervisor.close)
+            _start_chores(supervisor, services)
+        yield services
+
+
+async def _assemble(
+    config: BaseConfig, clock: Clock, database: DatabasePool, store: BarStore, stack: AsyncExitStack
+) -> Services:
+    cache = await _cache(config, clock, stack)
+    loader = PluginLoader(_loader_options(config))
+    loader.load()
+    markets = MarketService(loader, store, _provider_settings(config), clock)
+    stack.push_async_callback(markets.close)
+    sessions = SessionService(StoredSessionRepository(database), clock=clock)
+    local = (AggregateSource(store), DbSource(store))
+    orchestrator = DataOrchestrator(
+        store, sessions, clock, cache=CacheSource(cache), local=local, plugin=PluginSource(store, local, clock)
+    )
+    return Services(
+        config=config,
+        clock=clock,
+        database=database,
+        store=store,
+        cache=cache,
+        loader=loader,
+        markets=markets,
+        ohlcv=OhlcvService(markets, orchestrator, clock),
+    )
+
+
+def _start_chores(supervisor: Supervisor, services: Services) -> None:
+    store = services.store
+    retention = Retention(store.database, store.rollups, services.clock, days=services.config.retention_days)
+    supervisor.every(_ROLLUP_CHECK_S, "refresh aggregates", store.settle)
+    supervisor.every(_IDLE_CHECK_S, "close idle providers", services.markets.close_idle)
+    supervisor.every(_RETENTION_CHECK_S, "drop old minutes", retention.run)
+
+
+async def _embedded(config: BaseConfig, stack: AsyncExitStack, *, beside_server: bool) -> str:
+    folder = config.data_dir / "postgres"
+    running = running_dsn(folder) if beside_server else None
+    if running is not None:
+        return running
+    server = EmbeddedPostgres(folder, stop_timeout_s=config.shutdown_timeout_s)
+    stack.push_async_callback(server.close)
+    await server.open()
+    return server.dsn
+
+
+async def _rollups(config: BaseConfig, pool: DatabasePool, clock: Clock) -> Rollups:
+    if await migrate(pool) is Flavour.POSTGRESQL:
+        return PlainRollups()
+    await set_compression(pool, after_days=config.compress_after_days)
+    return TimescaleRollups(pool, clock)
+
+
+async def _cache(config: BaseConfig, clock: Clock, stack: AsyncExitStack) -> Cache:
+    cache: Cache
+    if config.redis_url:
+        redis = RedisManager(config.redis_url, timeout_s=config.redis_timeout_s)
+        await redis.open()
+        stack.push_async_callback(redis.close)
+        cache = RedisCache(redis.client, ttl_s=config.cache_ttl_s)
+    else:
+        cache = MemoryCache(max_bytes=config.cache_bytes, ttl_s=config.cache_ttl_s, clock=clock)
+    await cache.open()
+    stack.push_async_callback(cache.close)
+    return cache
+
+
+def _loader_options(config: BaseConfig) -> dict[str, Mapping[str, object]]:
+    return {"crypto": {"exchanges": config.crypto_exchanges}, "demo": {"seed": config.demo_seed}, "alpaca": {}}
+
+
+def _provider_settings(config: BaseConfig) -> ProviderSettings:
+    alpaca = {
+        "data_url": config.alpaca_data_url,
+        "trading_url": config.alpaca_trading_url,
+        "stream_url": config.alpaca_stream_url,
+        "feed": config.alpaca_feed,
+    }
+
+    def options(plugin: str, market: str, provider: str) -> Mapping[str, object]:
+        if plugin == "crypto":
+            return config.ccxt_options.get(provider, {})  # type: ignore[return-value]
+        if plugin == "alpaca":
+            return {**alpaca, "market": market}
+        return {"seed": config.demo_seed} if plugin == "demo" else {}
+
+    return ProviderSettings(
+        options=options,
+        credentials={"alpaca": Credentials(key=config.alpaca_key_id, secret=config.alpaca_secret_key)},
+        timeout_s=config.provider_timeout_s,
+        idle_ms=int(config.plugin_idle_s * 1000),
+    )
