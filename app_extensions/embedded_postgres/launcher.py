@@ -18,6 +18,8 @@ _REFUSED = 126
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAP_DAC_OVERRIDE = 1
@@ -69,6 +71,8 @@ def _become(uid: int, gid: int, groups: list[int], needed: list[str]) -> None:
         os.setgid(gid)
         if kept:
             _prctl(_PR_SET_KEEPCAPS, 1)
+            # Else access(), by which PostgreSQL finds its own programs, takes no notice of what is kept.
+            _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
         os.setuid(uid)
         if kept:
             _set_rights(effective=kept, permitted=kept, inheritable=kept)

@@ -111,14 +111,16 @@ class EmbeddedPostgres:
     async def close(self) -> None:
         """Stop the server: gently, and by force in time. Does nothing where it is not open."""
         keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait([keeper])
         try:
-            await self._stop()
+            if keeper is not None:
+                keeper.cancel()
+                await asyncio.wait([keeper])
         finally:
-            self._endpoint = None
-            self._folder.release()
+            try:
+                await self._stop()
+            finally:
+                self._endpoint = None
+                self._folder.release()
 
     async def _open(self) -> None:
         binaries = installed_binaries()
@@ -163,7 +165,8 @@ class EmbeddedPostgres:
             death_signal=signal.SIGKILL,
         )
         try:
-            code = await asyncio.wait_for(process.wait(), _INITDB_TIMEOUT_S)
+            async with asyncio.timeout(_INITDB_TIMEOUT_S):
+                code = await process.wait()
         except TimeoutError as exc:
             raise self._failed("The database could not be prepared in time", mark) from exc
         finally:
@@ -265,7 +268,8 @@ class EmbeddedPostgres:
             return
         while process.returncode is None:
             try:
-                await asyncio.wait_for(process.wait(), _LOG_CHECK_S)
+                async with asyncio.timeout(_LOG_CHECK_S):
+                    await process.wait()
             except TimeoutError:
                 await self._trim_log()
         log.error("PostgreSQL (process %d) ended unexpectedly with code %d", process.pid, process.returncode)
@@ -310,7 +314,8 @@ async def _ends(process: asyncio.subprocess.Process, number: signal.Signals, *, 
         with suppress(ProcessLookupError):
             process.send_signal(number)
     try:
-        await asyncio.wait_for(process.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await process.wait()
     except TimeoutError:
         return False
     return True
@@ -326,6 +331,6 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 async def _make_database(connection: Any, password: str) -> None:
     """Make the role and the database where they are not there yet."""
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", _ROLE):
-        await connection.execute(f"CREATE ROLE {_ROLE} LOGIN PASSWORD '{password}'")
+        await connection.execute(f"CREATE ROLE {_ROLE} LOGIN CREATEDB PASSWORD '{password}'")
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", _DATABASE):
         await connection.execute(f"CREATE DATABASE {_DATABASE} OWNER {_ROLE}")
