@@ -104,6 +104,7 @@ class MarketService:
         self._settings = settings
         self._clock = clock
         self._instances: dict[InstanceKey, _Instance] = {}
+        self._budgets: dict[tuple[str, str, str], RateBudget] = {}
         self._making: dict[InstanceKey, asyncio.Task[_Instance]] = {}
 
     async def close(self) -> None:
@@ -241,10 +242,15 @@ class MarketService:
         except BaseException:
             await plugin.close()
             raise
-        budget = RateBudget(plugin.capabilities.calls_per_second)
+        budget = self._budget(key, plugin.capabilities.calls_per_second)
         instance = _Instance(Feed(plugin, budget, self._settings.limits), self._clock.now_ms())
         self._instances[key] = instance
         return instance
+
+    def _budget(self, key: InstanceKey, calls_per_second: float) -> RateBudget:
+        """One for a provider and credential, whatever the market; it outlives the instances, and so does a pause."""
+        owner = (key.plugin.get_plugin_key(), key.provider, key.credential_hash)
+        return self._budgets.setdefault(owner, RateBudget(calls_per_second))
 
     async def _close(self, key: InstanceKey, instance: _Instance) -> None:
         try:

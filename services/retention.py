@@ -30,5 +30,3 @@ class Retention:
             gone = await db.fetchval(self._sql["delete_minutes"], cutoff)
             await self._rollups.forgotten(db, cutoff)
         return int(gone)
-
-

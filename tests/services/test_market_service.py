@@ -59,6 +59,16 @@ async def test_an_idle_instance_is_closed_and_made_anew_on_use(house: House, doo
     assert door.closed == 2
 
 
+async def test_a_provider_keeps_its_pause_when_its_instance_is_made_anew(house: House, clock: ManualClock) -> None:
+    first = await house.markets.feed("test", "scripted")
+    first.budget.pause(60)
+    clock.advance(minutes=2)
+    await house.markets.close_idle()
+    second = await house.markets.feed("test", "scripted")
+    assert second is not first
+    assert second.budget.paused_s > 50
+
+
 async def test_a_failed_opening_is_cleaned_up_and_tried_again(house: House, door: Door) -> None:
     door.open_fault = NetworkPluginError("connection refused")
     with pytest.raises(NetworkPluginError):
