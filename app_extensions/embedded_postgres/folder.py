@@ -169,6 +169,16 @@ class DataFolder:
         status = self.data.stat()
         return f"candlery-{status.st_dev:x}-{status.st_ino:x}."
 
+    @property
+    def advice(self) -> str:
+        """What to do where the system does not let us use the folder."""
+        if self.account is None:
+            return "Name a folder that this user may write to in CANDLERY_DATA_DIR."
+        return (
+            f"As root, Candlery runs PostgreSQL as {self.account.name} and gives it its files, which it may not "
+            "do here: start Candlery as an ordinary user, or name another folder in CANDLERY_DATA_DIR."
+        )
+
     def space_note(self) -> str:
         """A hint for error messages where the disk is nearly full."""
         free = shutil.disk_usage(self.root).free

@@ -87,11 +87,13 @@ def _become(uid: int, gid: int, groups: list[int], needed: list[str]) -> None:
 
 def _least_rights(uid: int, gid: int, needed: list[str]) -> frozenset[int]:
     """The least of root's rights with which the user reaches all that is needed."""
+    own = _permitted() if sys.platform == "linux" else frozenset()
     missing: str | None = None
     for rights in _LEVELS:
-        if (found := _missing(uid, gid, rights, needed)) is None:
-            return rights
-        missing = missing or found
+        if rights <= own:
+            missing = _missing(uid, gid, rights, own, needed)
+            if missing is None:
+                return rights
     raise RefusedError(
         f"User {uid} cannot reach {missing}, and root cannot lend it the right to here. Start Candlery as an ordinary "
         "user, or move that folder where every user may look into the folders above it (CANDLERY_DATA_DIR names the "
@@ -99,19 +101,14 @@ def _least_rights(uid: int, gid: int, needed: list[str]) -> frozenset[int]:
     )
 
 
-def _missing(uid: int, gid: int, rights: frozenset[int], needed: list[str]) -> str | None:
+def _missing(uid: int, gid: int, rights: frozenset[int], own: frozenset[int], needed: list[str]) -> str | None:
     """What the user cannot reach with these rights. Asks the kernel: only it knows modes, lists and mounts."""
-    if rights and sys.platform != "linux":
-        return needed[0]
-    own = _permitted() if sys.platform == "linux" else frozenset()
-    if not rights <= own:
-        return needed[0]
     os.setegid(gid)
     os.seteuid(uid)
     try:
         if rights:
             _set_rights(effective=rights, permitted=own)
-        return next((path for path in needed if not _reachable(path)), None)
+        return next((need.removeprefix("x:") for need in needed if not _reachable(need)), None)
     finally:
         os.seteuid(0)
         os.setegid(0)

@@ -28,6 +28,7 @@ _SUPERUSER = "postgres"
 _INITDB_TIMEOUT_S = 120.0
 #: After a crash the log is replayed first; stopping the server meanwhile would only make it begin again.
 _RECOVERY_TIMEOUT_S = 900.0
+_CONNECT_TIMEOUT_S = 5.0
 _FIRST_POLL_S = 0.01
 _LAST_POLL_S = 0.25
 _FIRST_RESTART_S = 0.1
@@ -103,7 +104,9 @@ class EmbeddedPostgres:
             await self._open()
         except OSError as exc:
             await self.close()
-            raise EmbeddedPostgresError(f"{self._folder.root} cannot be used for the database: {exc}") from exc
+            raise EmbeddedPostgresError(
+                f"{self._folder.root} cannot be used for the database: {exc}. {self._folder.advice}"
+            ) from exc
         except BaseException:
             await self.close()
             raise
@@ -232,7 +235,7 @@ class EmbeddedPostgres:
         pause_s = _FIRST_POLL_S
         while process.returncode is None and time.monotonic() < min(deadline, last):
             try:
-                return await asyncpg.connect(self._dsn(_SUPERUSER, _SUPERUSER), timeout=self._start_timeout_s)
+                return await asyncpg.connect(self._dsn(_SUPERUSER, _SUPERUSER), timeout=_CONNECT_TIMEOUT_S)
             except asyncpg.CannotConnectNowError:
                 deadline = time.monotonic() + self._start_timeout_s
             except _NOT_YET:
