@@ -1,1 +1,1 @@
-"""HTTP and WebSocket: parse, one service call, answer."""
+"""HTTP: parse, one service call, answer."""

@@ -1,0 +1,130 @@
+"""Metrics for Prometheus, in a registry of the application's own, and `GET /metrics`."""
+
+import asyncio
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from time import perf_counter
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+from quart import Quart, Response, g, request
+
+from blueprints.context import EXTENSION
+from blueprints.params import Params
+from blueprints.usage import open_providers
+
+_LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+#: How long the loop's turn is waited for; the lag is what it takes beyond that.
+_LAG_WAIT_S = 0.1
+
+
+class HttpMetrics:
+    """Counts requests, and measures how late the event loop runs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register the meters."""
+        labels = ("method", "route", "status")
+        self._requests = Counter("candlery_http_requests", "Requests answered", labels, registry=registry)
+        self._latency = Histogram(
+            "candlery_http_request_seconds",
+            "Time from a request to its answer's first byte",
+            ("route",),
+            registry=registry,
+            buckets=_LATENCIES_S,
+        )
+        self._lag = Gauge("candlery_event_loop_lag_seconds", "How late the event loop runs", registry=registry)
+        self._build = Gauge("candlery_build_info", "Versions", ("version", "python"), registry=registry)
+        self._build.labels(_version(), sys.version.split()[0]).set(1)
+
+    def count(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One request was answered."""
+        self._requests.labels(method if method in _METHODS else "other", route, status).inc()
+        self._latency.labels(route).observe(seconds)
+
+    async def measure_lag(self) -> None:
+        """Wait a moment and note how much longer it took."""
+        began = perf_counter()
+        await asyncio.sleep(_LAG_WAIT_S)
+        self._lag.set(max(0.0, perf_counter() - began - _LAG_WAIT_S))
+
+
+class ServiceCollector(Collector):
+    """Reads the services' own counters whenever it is asked."""
+
+    def __init__(self, app: Quart) -> None:
+        """Take the application that holds the services once it serves."""
+        self._app = app
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is depends on the services, which come later."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics of now."""
+        services: Any = self._app.extensions.get(EXTENSION)
+        if services is None:
+            return
+        yield _upstream_calls(services)
+        yield from _cache(services)
+        yield from _pool(services)
+
+
+def install(app: Quart) -> HttpMetrics:
+    """Count the application's requests, and add `GET /metrics`."""
+    registry = CollectorRegistry()
+    metrics = HttpMetrics(registry)
+    registry.register(ServiceCollector(app))
+    ProcessCollector(registry=registry)
+
+    @app.after_request
+    async def count(response: Response) -> Response:
+        rule = request.url_rule
+        route = rule.rule if rule is not None else "unmatched"
+        metrics.count(request.method, route, response.status_code, perf_counter() - g.began)
+        return response
+
+    @app.get("/metrics")
+    async def get_metrics() -> Response:
+        Params(request.query_string, allowed=())
+        return Response(generate_latest(registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return metrics
+
+
+def _upstream_calls(services: Any) -> Metric:
+    calls = CounterMetricFamily("candlery_upstream_calls", "Calls for bars to providers", labels=("market", "provider"))
+    totals: dict[tuple[str, str], int] = {}
+    for use in open_providers(services.markets):
+        totals[use.market, use.provider] = totals.get((use.market, use.provider), 0) + use.calls
+    for key, total in totals.items():
+        calls.add_metric(key, total)
+    return calls
+
+
+def _cache(services: Any) -> Iterable[Metric]:
+    stats = services.cache.stats()
+    for name in ("hits", "misses", "rejected", "errors"):
+        yield CounterMetricFamily(f"candlery_cache_{name}", f"Cache {name}", value=getattr(stats, name))
+    for name in ("entries", "bytes"):
+        if (value := getattr(stats, name)) is not None:
+            yield GaugeMetricFamily(f"candlery_cache_{name}", f"Cache {name} held now", value=value)
+
+
+def _pool(services: Any) -> Iterable[Metric]:
+    pool = services.database._pool  # noqa: SLF001 - the pool has no accessor yet
+    if pool is not None:
+        size, idle = pool.get_size(), pool.get_idle_size()
+        yield GaugeMetricFamily("candlery_db_connections", "Open database connections", value=size)
+        yield GaugeMetricFamily("candlery_db_connections_in_use", "Database connections in use", value=size - idle)
+
+
+def _version() -> str:
+    try:
+        return version("candlery")
+    except PackageNotFoundError:
+        return "unknown"

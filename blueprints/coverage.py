@@ -1,0 +1,77 @@
+"""`GET /api/v1/coverage`: what is known of each stretch of time."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from msgspec import UNSET
+from quart import Blueprint, Response, request
+
+from blueprints.answers import json_answer
+from blueprints.context import in_time, services
+from blueprints.ohlcv_request import time_range
+from blueprints.params import Params
+from blueprints.schemas import CoverageReport, TileOut
+from domain.errors import CandleryError, InvalidParameterError
+from domain.series import Series, Verdict
+from domain.time_range import TimeRange
+from domain.timeframe import DAY_MS, Timeframe
+from services.coverage import Tile
+
+blueprint = Blueprint("coverage", __name__, url_prefix="/api/v1")
+
+NAMES = ("market", "provider", "symbol", "timeframe", "start", "end")
+
+
+@blueprint.get("/coverage")
+async def get_coverage() -> Response:
+    """Verdicts that tile the range; no provider is asked for bars."""
+    params = Params(request.query_string, allowed=NAMES)
+    series = Series(*(params.required(name) for name in ("market", "provider", "symbol")))
+    timeframe = params.timeframe()
+    wanted = _wanted(params, timeframe)
+    async with in_time():
+        tiles = await services().ohlcv.coverage(series, timeframe, wanted)
+        simulated = await _is_simulated(series)
+    return json_answer(_report(series, timeframe, tiles, simulated=simulated), simulated=simulated)
+
+
+def _wanted(params: Params, timeframe: Timeframe) -> TimeRange:
+    params.required("start")
+    now_ms = services().clock.now_ms()
+    start_ms, end_ms = time_range(params, now_ms=now_ms)
+    assert start_ms is not None
+    wanted = TimeRange(start_ms, now_ms if end_ms is None else end_ms)
+    most = services().config.max_coverage_buckets
+    if timeframe.buckets_between(*wanted) > most:
+        days = most * timeframe.nominal_ms // DAY_MS
+        msg = f"start lies too far before end: a range may span {most} buckets of {timeframe.value} ({days} days)."
+        raise InvalidParameterError("start", msg)
+    return wanted
+
+
+async def _is_simulated(series: Series) -> bool:
+    """Whether the bars are made up. A provider that cannot be opened makes none up."""
+    try:
+        feed = await services().markets.feed(series.market, series.provider)
+    except CandleryError:
+        return False
+    return feed.capabilities.simulated
+
+
+def _report(series: Series, timeframe: Timeframe, tiles: Sequence[Tile], *, simulated: bool) -> CoverageReport:
+    summary: Counter[str] = Counter()
+    ranges = []
+    for tile in tiles:
+        buckets = timeframe.buckets_between(*tile.range)
+        bars = buckets if tile.verdict is Verdict.DATA else 0
+        ranges.append(TileOut(*tile.range, tile.verdict.value, bars, tile.attempts, tile.checked_ms))
+        summary[tile.verdict.value] += buckets
+    return CoverageReport(
+        market=series.market,
+        provider=series.provider,
+        symbol=series.symbol,
+        timeframe=timeframe.value,
+        ranges=ranges,
+        summary=summary,
+        simulated=simulated or UNSET,
+    )

@@ -1,0 +1,7 @@
+"""Errors that only HTTP knows."""
+
+from domain.errors import CandleryError
+
+
+class FeatureNotSupportedError(CandleryError):
+    """This version does not offer that."""

@@ -1,0 +1,112 @@
+"""`GET /api/v1/ohlcv`: bars of one symbol or several."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+from msgspec import UNSET
+from quart import Blueprint, Response, request
+
+from blueprints.answers import body_answer, encode, keepable, tag_of
+from blueprints.context import in_time, services
+from blueprints.ohlcv_request import OhlcvRequest, parse_ohlcv
+from blueprints.schemas import CoverageOut, OhlcvOut, gaps_out
+from domain.errors import IncompleteError
+from services.bar_walk import OhlcvAnswer, OhlcvQuery
+from services.fill import Fill
+
+blueprint = Blueprint("ohlcv", __name__, url_prefix="/api/v1")
+
+#: Symbols that are looked up at once.
+CONCURRENCY = 8
+#: With more bars than this, encoding would hold up the event loop for milliseconds.
+ROWS_ON_LOOP = 5_000
+
+T = TypeVar("T")
+
+
+@blueprint.get("/ohlcv")
+async def get_ohlcv() -> Response:
+    """Parse, ask, answer."""
+    asked = parse_ohlcv(request.query_string, services().config, now_ms=services().clock.now_ms())
+    async with in_time():
+        answers = await _ask_all(asked.queries())
+    if asked.complete_only:
+        _insist_on_complete(answers)
+    if sum(len(answer.bars) for answer in answers) > ROWS_ON_LOOP:
+        body, tag = await asyncio.to_thread(render, asked, answers)
+    else:
+        body, tag = render(asked, answers)
+    response = body_answer(body, simulated=any(answer.simulated for answer in answers))
+    return response if tag is None else keepable(response, tag)
+
+
+async def _ask_all(queries: Sequence[OhlcvQuery | None]) -> list[OhlcvAnswer]:
+    """The answers in the order of the queries; the first error ends them all."""
+    turns = asyncio.Semaphore(CONCURRENCY)
+    bars = services().ohlcv.bars
+
+    async def ask(query: OhlcvQuery | None) -> OhlcvAnswer:
+        if query is None:
+            return OhlcvAnswer(in_past=True)
+        async with turns:
+            return await bars(query)
+
+    if len(queries) == 1:
+        return [await ask(queries[0])]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(query), name=f"bars of {query}") for query in queries]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in tasks]
+
+
+def _insist_on_complete(answers: Sequence[OhlcvAnswer]) -> None:
+    gaps = [gap for answer in answers for gap in answer.gaps]
+    if not gaps:
+        return
+    first = gaps[0]
+    error = next((answer.error for answer in answers if answer.error is not None), None)
+    words = f"{len(gaps)} stretch{'es are' if len(gaps) > 1 else ' is'} not known in full; the first, from "
+    words += f"{_iso(first.range.start_ms)} to {_iso(first.range.end_ms)}, is {first.verdict.value}."
+    incomplete = IncompleteError(words if error is None else f"{words} The provider failed: {error.detail}")
+    if error is not None and error.retry_after_s:
+        incomplete.retry_after_s = error.retry_after_s
+    raise incomplete from error
+
+
+def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> tuple[bytes, str | None]:
+    """The answer's JSON, and its entity tag where nothing of it can change any more, but by a correction.
+
+    The tag is of everything but `sources`, which tell how this one answer came about.
+    """
+    complete = not any(answer.gaps for answer in answers)
+    single = len(asked.symbols) == 1
+
+    def each(pick: Callable[[OhlcvAnswer], T]) -> T | dict[str, T]:
+        return pick(answers[0]) if single else dict(zip(asked.symbols, map(pick, answers), strict=True))
+
+    out = OhlcvOut(
+        market=asked.market,
+        provider=asked.provider,
+        symbol=asked.symbols[0] if single else asked.symbols,
+        timeframe=asked.timeframe.value,
+        bars=msgspec.Raw(encode(each(lambda answer: answer.bars))),
+        next_page_token=asked.next_token(answers),
+        sources=(),
+        coverage=CoverageOut(complete, each(gaps_out)),
+        filled=each(lambda answer: answer.filled) if asked.fill is not Fill.NONE else UNSET,
+        forming=each(lambda answer: answer.forming) if asked.include_forming else UNSET,
+        simulated=True if any(answer.simulated for answer in answers) else UNSET,
+    )
+    closed = complete and all(answer.in_past for answer in answers)
+    tag = tag_of(encode(out)) if closed else None
+    sources = list(dict.fromkeys(name for answer in answers for name in answer.sources))
+    return encode(msgspec.structs.replace(out, sources=sources)), tag
+
+
+def _iso(ts_ms: int) -> str:
+    return datetime.fromtimestamp(ts_ms / 1000, UTC).isoformat().replace("+00:00", "Z")

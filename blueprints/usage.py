@@ -1,0 +1,23 @@
+"""How the open providers are doing."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from services.market_service import MarketService
+
+
+class ProviderUse(NamedTuple):
+    """An open provider: calls made, seconds it asked to be left alone, and its last failure to list symbols."""
+
+    market: str
+    provider: str
+    calls: int
+    paused_s: float
+    failure: str | None
+
+
+def open_providers(markets: MarketService) -> Iterator[ProviderUse]:
+    """Every open provider. Reads what is there; opens nothing."""
+    for key, one in list(markets._instances.items()):  # noqa: SLF001 - the service has no accessor yet
+        failure = one.failure.detail if one.failure is not None else None
+        yield ProviderUse(key.market, key.provider, one.feed.calls, one.feed.budget.paused_s, failure)

@@ -1,0 +1,177 @@
+"""Hand-written fakes of the services behind the web application."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from config import TestingConfig
+from domain.bar import Bar
+from domain.errors import UnknownMarketError, UnknownProviderError, UnknownSymbolError
+from domain.series import Gap, Series, Verdict
+from domain.time_range import TimeRange
+from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
+from plugins.base import Capabilities, ProviderInfo, SymbolInfo
+from services.bar_walk import OhlcvAnswer, OhlcvQuery
+from services.cache_manager import MemoryCache
+from services.coverage import Tile
+from services.fill import Fill
+from services.market_service import ProviderListing
+from tests.support.clock import ManualClock
+from tests.support.market import START_MS
+
+CAPABILITIES = Capabilities(timeframes=(Timeframe.M1, Timeframe.H1), bars_per_call=500, live="stream")
+SYMBOLS = {
+    info.symbol: info
+    for info in (
+        SymbolInfo("ETH/USDT", "Ether"),
+        SymbolInfo("BTC/USDT", "Bitcoin"),
+        SymbolInfo("BTC", "The coin itself"),
+        SymbolInfo("WBTC/USDT", "Wrapped Bitcoin", active=False),
+        SymbolInfo("SPY", "SPDR S&P 500", "stock", calendar="XNYS", listed_ms=0),
+    )
+}
+
+
+def bar(ts: int, close: float = 1.5) -> Bar:
+    return Bar(ts, 1.0, 2.0, 0.5, close, 10.0)
+
+
+@dataclass
+class FakePing:
+    """A database: there, gone, or silent."""
+
+    error: Exception | None = None
+    hang: Any = None
+    _pool: Any = None
+
+    async def ping(self) -> None:
+        if self.hang is not None:
+            await self.hang.wait()
+        if self.error is not None:
+            raise self.error
+
+
+class FakeLoader:
+    problems: Sequence[str] = ()
+
+    def providers(self, market: str) -> list[tuple[object, ProviderInfo]]:
+        return [(self, ProviderInfo("fake", "Fake"))]
+
+
+@dataclass
+class FakeBudget:
+    paused_s: float = 0.0
+
+
+@dataclass
+class FakeFeed:
+    capabilities: Capabilities
+    calls: int = 7
+    budget: FakeBudget = field(default_factory=FakeBudget)
+
+
+@dataclass(frozen=True)
+class FakeKey:
+    market: str = "test"
+    provider: str = "fake"
+
+
+@dataclass
+class FakeInstance:
+    feed: FakeFeed
+    failure: Exception | None = None
+
+
+class FakeMarkets:
+    """One market, `test`, with one provider, `fake`."""
+
+    def __init__(self) -> None:
+        self.capabilities: Capabilities | None = CAPABILITIES
+        self.error: Exception | None = None
+        self._instances = {FakeKey(): FakeInstance(FakeFeed(CAPABILITIES))}
+
+    def markets(self) -> Sequence[str]:
+        return ("test",)
+
+    def check(self, market: str, provider: str = "fake") -> None:
+        if market != "test":
+            raise UnknownMarketError(f"There is no market {market!r}.")
+        if provider != "fake":
+            raise UnknownProviderError(f"There is no provider {provider!r}.")
+        if self.error is not None:
+            raise self.error
+
+    async def providers(self, market: str) -> list[ProviderListing]:
+        self.check(market)
+        return [ProviderListing(ProviderInfo("fake", "Fake", needs_credentials=True), self.capabilities)]
+
+    async def symbols(self, market: str, provider: str) -> Mapping[str, SymbolInfo]:
+        self.check(market, provider)
+        return SYMBOLS
+
+    async def feed(self, market: str, provider: str) -> FakeFeed:
+        self.check(market, provider)
+        assert self.capabilities is not None
+        return FakeFeed(self.capabilities)
+
+
+class FakeOhlcv:
+    """Bars out of a dictionary, cut into pages as the real service does."""
+
+    def __init__(self, markets: FakeMarkets, clock: ManualClock) -> None:
+        self._markets = markets
+        self._clock = clock
+        self.market = {"BTC/USDT": [bar(START_MS + n * MINUTE_MS, 1 + n / 1000) for n in range(1440)]}
+        self.queries: list[OhlcvQuery] = []
+        self.error: Exception | None = None
+        #: Laid over each answer.
+        self.more: dict[str, Any] = {}
+        self.tiles: list[Tile] = []
+        self.asked: list[tuple[Series, Timeframe, TimeRange]] = []
+
+    async def bars(self, query: OhlcvQuery) -> OhlcvAnswer:
+        self.queries.append(query)
+        self._check(query.series)
+        end = min(query.end_ms or self._clock.now_ms(), self._clock.now_ms())
+        found = [b for b in self.market[query.series.symbol] if (query.start_ms or 0) <= b.ts < end]
+        if query.start_ms is None:
+            answer = OhlcvAnswer(found[-query.limit :])
+        else:
+            page = found[: query.limit]
+            answer = OhlcvAnswer(page, next_ms=page[-1].ts + MINUTE_MS if len(found) > len(page) else None)
+        answer.sources = ["database"]
+        answer.in_past = query.end_ms is not None
+        answer.filled = [b.ts for b in answer.bars[:1]] if query.fill is Fill.PREVIOUS else []
+        for name, value in self.more.items():
+            setattr(answer, name, value)
+        return answer
+
+    async def coverage(self, series: Series, timeframe: Timeframe, wanted: TimeRange) -> list[Tile]:
+        self._check(series)
+        self.asked.append((series, timeframe, wanted))
+        return self.tiles
+
+    def _check(self, series: Series) -> None:
+        self._markets.check(series.market, series.provider)
+        if series.symbol not in self.market:
+            raise UnknownSymbolError(f"fake lists no symbol {series.symbol!r}.")
+        if self.error is not None:
+            raise self.error
+
+
+class FakeServices:
+    """What `app_extensions.wiring.Services` is to the web application."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.config = TestingConfig(**settings)
+        self.clock = ManualClock(START_MS + 30 * DAY_MS)
+        self.database = FakePing()
+        self.cache = MemoryCache(max_bytes=1 << 20, ttl_s=60, clock=self.clock)
+        self.loader = FakeLoader()
+        self.markets = FakeMarkets()
+        self.ohlcv = FakeOhlcv(self.markets, self.clock)
+        self.store = None
+
+
+def gap(start_ms: int, end_ms: int, verdict: Verdict = Verdict.FETCH_FAILED) -> Gap:
+    return Gap(TimeRange(start_ms, end_ms), verdict)
