@@ -69,6 +69,12 @@ async def migrate(pool: DatabasePool) -> Flavour:
             await db.execute("SELECT pg_advisory_unlock($1)", _LOCK)
 
 
+async def database_identity(pool: DatabasePool) -> str:
+    """What tells this database from every other, also from one that is made in its place."""
+    async with pool.connection() as db:
+        return str(await db.fetchval("SELECT id FROM database_identity"))
+
+
 async def set_compression(pool: DatabasePool, *, after_days: int) -> None:
     """TimescaleDB: have minutes older than so many days compressed by its own job; 0: never."""
     sql = load_queries("rollups")

@@ -10,7 +10,7 @@ from services.sessions import SessionService
 from app_extensions.db_pool import DatabasePool
 from app_extensions.embedded_postgres import EmbeddedPostgres
 from app_extensions.embedded_postgres.attach import running_dsn
-from app_extensions.migrations import Flavour, migrate, set_compression
+from app_extensions.migrations import Flavour, database_identity, migrate, set_compression
 from app_extensions.redis_manager import RedisManager
 from app_extensions.supervisor import Supervisor
 from config import BaseConfig
@@ -92,7 +92,7 @@ async def running_services(
 async def _assemble(
     config: BaseConfig, clock: Clock, database: DatabasePool, store: BarStore, stack: AsyncExitStack
 ) -> Services:
-    cache = await _cache(config, clock, stack)
+    cache = await _cache(config, clock, database, stack)
     loader = PluginLoader(_loader_options(config))
     loader.load()
     markets = MarketService(loader, store, _provider_settings(config), clock)
@@ -140,13 +140,15 @@ async def _rollups(config: BaseConfig, pool: DatabasePool, clock: Clock) -> Roll
     return TimescaleRollups(pool, clock)
 
 
-async def _cache(config: BaseConfig, clock: Clock, stack: AsyncExitStack) -> Cache:
+async def _cache(config: BaseConfig, clock: Clock, database: DatabasePool, stack: AsyncExitStack) -> Cache:
     cache: Cache
     if config.redis_url:
         redis = RedisManager(config.redis_url, timeout_s=config.redis_timeout_s)
         await redis.open()
         stack.push_async_callback(redis.close)
-        cache = RedisCache(redis.client, ttl_s=config.cache_ttl_s)
+        namespace = f"candlery:{await database_identity(database)}"
+        timeout_s = 2 * config.redis_timeout_s
+        cache = RedisCache(redis.client, ttl_s=config.cache_ttl_s, namespace=namespace, timeout_s=timeout_s)
     else:
         cache = MemoryCache(max_bytes=config.cache_bytes, ttl_s=config.cache_ttl_s, clock=clock)
     await cache.open()

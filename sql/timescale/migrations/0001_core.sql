@@ -1,5 +1,9 @@
 -- The tables of every PostgreSQL. All instants are UTC; a bar's ts is its open time.
 
+-- Which database this is: what is cached elsewhere carries it, so that two databases never share an entry.
+CREATE TABLE database_identity (id uuid NOT NULL DEFAULT gen_random_uuid());
+INSERT INTO database_identity DEFAULT VALUES;
+
 CREATE TABLE series (
     id         integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     market     text NOT NULL,
