@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ _SOCKET_PORT = 5432
 _SOCKET_NAME = f".s.PGSQL.{_SOCKET_PORT}"
 #: A comma or a quote in the folder's name would be read as syntax by PostgreSQL, or by what parses the address.
 _PLAIN_PATH = re.compile(r"[\w/.+@=:~ -]*[\w/.+@=:~-]", re.ASCII)
+_LOCK_ATTEMPTS = 5
+_LOCK_PAUSE_S = 0.02
 _LOW_SPACE_BYTES = 64 * 1024 * 1024
 
 
@@ -74,15 +77,13 @@ class DataFolder:
             self.root.mkdir(mode=0o700, parents=True)
             give(self.root, self.account)
         lock = os.open(self.root / "candlery.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+        if not _locks(lock):
             holder = os.read(lock, 32).decode("ascii", "replace").strip()
             os.close(lock)
             raise DataFolderInUseError(
                 f"The data folder {self.root} is in use by another Candlery server, process {holder or 'unknown'}: "
                 "stop that one, or name another folder in CANDLERY_DATA_DIR."
-            ) from exc
+            )
         self._lock = lock
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode("ascii"), 0)
@@ -188,6 +189,18 @@ class DataFolder:
         for leftover in self.root.glob(f"{_UNFINISHED}*"):
             # The process that was at work there may be about to end: what it adds meanwhile goes next time.
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _locks(file: int) -> bool:
+    """Whether the lock is ours now. Who only looks whether it is taken holds it for a moment, so we ask a few times."""
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 def _holds_sockets(folder: Path) -> bool:
