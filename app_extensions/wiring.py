@@ -34,6 +34,8 @@ from services.session_store import StoredSessionRepository
 
 log = logging.getLogger(__name__)
 
+#: Of the time that the process has to end, for the embedded database.
+DATABASE_STOP_SHARE = 0.6
 _IDLE_CHECK_S = 60
 _ROLLUP_CHECK_S = 60
 _RETENTION_CHECK_S = 3600
@@ -127,7 +129,7 @@ async def _embedded(config: BaseConfig, stack: AsyncExitStack, *, beside_server:
     running = running_dsn(folder) if beside_server else None
     if running is not None:
         return running
-    server = EmbeddedPostgres(folder, stop_timeout_s=config.shutdown_timeout_s)
+    server = EmbeddedPostgres(folder, stop_timeout_s=DATABASE_STOP_SHARE * config.shutdown_timeout_s)
     stack.push_async_callback(server.close)
     await server.open()
     return server.dsn

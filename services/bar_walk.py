@@ -95,6 +95,11 @@ class BarWalk:
                 break
             window = TimeRange(at, min(self._stop_ms, self._tf.back(at, -width)))
             got = await self._take(window)
+            unasked_ms = got.out_of_reach_ms
+            if unasked_ms is not None and unasked_ms > at:
+                # More than one question may fetch: the next page goes on there.
+                at = unasked_ms
+                break
             at = window.end_ms
             if got.error is not None:
                 break
@@ -116,9 +121,11 @@ class BarWalk:
             if len(answer.bars) >= limit or at <= 0:
                 break
             window = TimeRange(await self._open_back(at, width), at)
-            got = await self._take(window)
+            got = await self._take(window, newest_first=True)
             at = window.start_ms
-            if got.error is not None or (not got.bars and await self._unlisted(window)):
+            if got.error is not None or got.out_of_reach_ms is not None:
+                break
+            if not got.bars and await self._unlisted(window):
                 break
             width = max(width * WIDENING, self._page_size)
         if answer.bars:
@@ -127,8 +134,8 @@ class BarWalk:
         self._keep_last(at)
         return answer
 
-    async def _take(self, window: TimeRange) -> Bars:
-        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+    async def _take(self, window: TimeRange, *, newest_first: bool = False) -> Bars:
+        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms, newest_first=newest_first)
         got = await self._orchestrator.bars(ask)
         answer = self._answer
         answer.bars = merge(answer.bars, got.bars)

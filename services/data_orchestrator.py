@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from domain.bar import Bar, fold, merge
 from domain.clock import Clock
-from domain.series import Gap
+from domain.series import Gap, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import PluginError
@@ -30,6 +30,11 @@ class Bars:
     sources: list[str]
     gaps: list[Gap]
     error: PluginError | None = None
+
+    @property
+    def out_of_reach_ms(self) -> int | None:
+        """Where the first stretch begins that was not asked for: beyond the provider's memory, or too much at once."""
+        return next((gap.range.start_ms for gap in self.gaps if gap.verdict is Verdict.NEVER_FETCHED), None)
 
 
 class DataOrchestrator:
@@ -55,13 +60,15 @@ class DataOrchestrator:
         self._forming: dict[tuple[object, ...], tuple[int, list[Bar]]] = {}
         self._forming_turn = asyncio.Lock()
 
-    async def ask(self, listing: Listing, timeframe: Timeframe, wanted: TimeRange, now_ms: int) -> Ask:
+    async def ask(
+        self, listing: Listing, timeframe: Timeframe, wanted: TimeRange, now_ms: int, *, newest_first: bool = False
+    ) -> Ask:
         """A question with the venue's closed hours in it."""
         closed = RangeSet()
         calendar = listing.stored.calendar
         if calendar is not None and wanted.length_ms > 0:
             closed = RangeSet((wanted,)) - await self._sessions.open_ranges(calendar, timeframe, wanted)
-        return Ask(listing.series, listing.stored, timeframe, wanted, closed, now_ms, listing.feed)
+        return Ask(listing.series, listing.stored, timeframe, wanted, closed, now_ms, listing.feed, newest_first)
 
     async def bars(self, ask: Ask) -> Bars:
         """Closed bars of the range, fetched where nobody knew them yet."""

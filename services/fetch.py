@@ -1,7 +1,9 @@
 """Fetching missing ranges from a provider into the store, page by page: the same for a query and for a backfill."""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from domain.bar import Bar, within
 from domain.clock import Clock
@@ -14,6 +16,13 @@ from services.feed import Feed
 log = logging.getLogger(__name__)
 
 _LEFT_OUT = "the provider's answer left it out"
+
+
+class ErrandLimits(NamedTuple):
+    """How many calls one errand may make, and for how many seconds it may begin new ones."""
+
+    calls: int
+    seconds: float
 
 
 class Fetch:
@@ -31,23 +40,31 @@ class Fetch:
         series_id: int,
         symbol: str,
         timeframe: Timeframe,
-        max_calls: int,
+        limits: ErrandLimits,
     ) -> None:
-        """Take where to fetch from and to; what lies beyond `max_calls` calls stays never fetched."""
+        """Take where to fetch from and to; what lies beyond the limits stays never fetched."""
         self._store = store
         self._feed = feed
         self._clock = clock
         self._series_id = series_id
         self._symbol = symbol
         self._timeframe = timeframe
-        self._calls_left = max_calls
+        self._calls_left = limits.calls
+        self._deadline = time.monotonic() + limits.seconds
         self._done = RangeSet()
         #: Whether the provider answered at all.
         self.answered = False
 
-    async def run(self, missing: RangeSet) -> PluginError | None:
-        """Fetch the ranges, oldest first; what the provider failed with, where it did."""
-        windows = _windows(missing, self._feed.capabilities.bars_per_call * self._timeframe.nominal_ms)
+    async def run(self, missing: RangeSet, *, newest_first: bool = False) -> PluginError | None:
+        """Fetch the ranges; what the provider failed with, where it did.
+
+        Oldest first they are few long windows, and the provider decides how far an answer reaches; newest first they
+        are windows of one answer each.
+        """
+        page_ms = self._feed.capabilities.bars_per_call * self._timeframe.nominal_ms
+        windows = _windows(missing, page_ms)
+        if newest_first:
+            windows = [part for window in reversed(windows) for part in _cut(window, page_ms, self._timeframe)]
         try:
             for window in windows:
                 await self._window(window)
@@ -67,7 +84,7 @@ class Fetch:
     async def _pages(self, window: TimeRange, why: str) -> tuple[RangeSet, str]:
         """Ask page after page; return what they skipped, and why."""
         start, skipped = window.start_ms, RangeSet()
-        while start < window.end_ms and self._calls_left > 0:
+        while start < window.end_ms and self._may_call():
             self._calls_left -= 1
             page = await self._feed.page(self._symbol, self._timeframe, TimeRange(start, window.end_ms))
             self.answered = True
@@ -79,6 +96,9 @@ class Fetch:
             skipped |= RangeSet.of(start, reach) - page.covered
             start = reach
         return skipped, why
+
+    def _may_call(self) -> bool:
+        return self._calls_left > 0 and time.monotonic() < self._deadline
 
     async def _keep(self, page: Page) -> None:
         covered, bars = self._final_part(page)
@@ -109,3 +129,12 @@ def _windows(missing: RangeSet, page_ms: int) -> Sequence[TimeRange]:
         else:
             out.append(part)
     return out
+
+
+def _cut(window: TimeRange, page_ms: int, timeframe: Timeframe) -> Iterator[TimeRange]:
+    """The window in parts of one page each, newest first."""
+    end = window.end_ms
+    while end > window.start_ms:
+        start = max(window.start_ms, timeframe.ceil(end - page_ms))
+        yield TimeRange(start, end)
+        end = start

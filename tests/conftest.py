@@ -27,7 +27,8 @@ _skipped: list[str] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.skipped and "recordings" not in str(report.longrepr):
+    reason = str(report.longrepr)
+    if report.skipped and "recordings" not in reason and "only root" not in reason:
         _skipped.append(report.nodeid)
 
 
@@ -54,8 +55,7 @@ async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         return
     server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"))
     await server.open()
-    # Its own role may not make databases.
-    yield server._dsn("postgres", "postgres")
+    yield server.dsn
     await server.close()
 
 

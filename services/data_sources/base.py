@@ -28,6 +28,7 @@ class Ask:
         closed: buckets in which the venue is closed.
         feed: the provider; None: answer from what is stored.
         now_ms: when the question was put.
+        newest_first: fetch from the end of the range on, since its newest bars matter most.
     """
 
     series: Series
@@ -37,6 +38,7 @@ class Ask:
     closed: RangeSet
     now_ms: int
     feed: Feed | None = None
+    newest_first: bool = False
 
     @property
     def capabilities(self) -> Capabilities:

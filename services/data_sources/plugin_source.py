@@ -12,10 +12,12 @@ from domain.timeframe import Timeframe
 from services.bar_store import BarStore
 from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace, consult
 from services.feed import Feed
-from services.fetch import Fetch
+from services.fetch import ErrandLimits, Fetch
 
-#: Most calls to a provider for one question; what is left stays `never_fetched`, and the next question goes on.
-MAX_CALLS = 100
+#: For one question; what is left stays `never_fetched`, and the next question goes on from there.
+QUESTION = ErrandLimits(calls=100, seconds=12)
+#: For a look at where a provider's bars begin.
+PEEK = ErrandLimits(calls=1, seconds=12)
 
 
 class PluginSource(DataSource):
@@ -77,10 +79,10 @@ class PluginSource(DataSource):
         if ask.feed is None or span is None:
             return False
         async with self._turn(ask):
-            return await self._fetch(ask, ask.feed, RangeSet((span,)), Trace(), max_calls=1)
+            return await self._fetch(ask, ask.feed, RangeSet((span,)), Trace(), PEEK)
 
     async def _fetch(
-        self, ask: Ask, feed: Feed, missing: RangeSet, trace: Trace, *, max_calls: int = MAX_CALLS
+        self, ask: Ask, feed: Feed, missing: RangeSet, trace: Trace, limits: ErrandLimits | None = None
     ) -> bool:
         """Fetch into the store; whether the provider answered."""
         errand = Fetch(
@@ -90,7 +92,7 @@ class PluginSource(DataSource):
             series_id=ask.stored.id,
             symbol=ask.series.symbol,
             timeframe=ask.native,
-            max_calls=max_calls,
+            limits=limits or QUESTION,
         )
-        trace.error = await errand.run(missing) or trace.error
+        trace.error = await errand.run(missing, newest_first=ask.newest_first) or trace.error
         return errand.answered

@@ -13,6 +13,8 @@ from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from plugins.base import Capabilities, NetworkPluginError, Page, RateLimitPluginError
 from services.bar_store import BarStore
 from services.bar_walk import OhlcvAnswer
+from services.data_sources import plugin_source
+from services.fetch import ErrandLimits
 from services.fill import Fill
 from tests.support.clock import ManualClock
 from tests.support.house import House, make_house
@@ -446,3 +448,32 @@ async def test_coarser_coverage_speaks_of_buckets(house: House, clock: ManualClo
         (0, Verdict.DATA),
         (HOUR_MS, Verdict.NEVER_FETCHED),
     ]
+
+
+async def test_more_than_one_question_may_fetch_comes_page_by_page(
+    store: BarStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_source, "QUESTION", ErrandLimits(calls=3, seconds=60))
+    capabilities = Capabilities(timeframes=(Timeframe.M1,), bars_per_call=100, calls_per_second=1e4, vouches_empty=True)
+    house = make_house(store, clock, ScriptedPlugin({"A/B": MARKET}, capabilities=capabilities))
+    bars, pages = await house.every_page(start_ms=START_MS, end_ms=START_MS + DAY_MS, limit=5000)
+    assert bars == between(MARKET, START_MS, START_MS + DAY_MS)
+    assert pages == 5
+
+
+async def test_what_was_not_reached_of_the_last_bars_is_the_oldest_part(
+    store: BarStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_source, "QUESTION", ErrandLimits(calls=3, seconds=60))
+    capabilities = Capabilities(timeframes=(Timeframe.M1,), bars_per_call=100, calls_per_second=1e4)
+    house = make_house(store, clock, ScriptedPlugin({"A/B": FULL}, capabilities=capabilities))
+    end = START_MS + DAY_MS
+    answer = await house.bars(end_ms=end, limit=1000)
+    assert answer.bars == between(FULL, end - 300 * MINUTE_MS, end)
+    assert [(gap.range, gap.verdict) for gap in answer.gaps] == [
+        (TimeRange(end - 1000 * MINUTE_MS, end - 300 * MINUTE_MS), Verdict.NEVER_FETCHED)
+    ]
+    for _ in range(3):
+        answer = await house.bars(end_ms=end, limit=1000)
+    assert answer.bars == between(FULL, end - 1000 * MINUTE_MS, end)
+    assert not answer.gaps
