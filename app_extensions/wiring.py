@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from services.sessions import SessionService
-
 from app_extensions.db_pool import DatabasePool
 from app_extensions.embedded_postgres import EmbeddedPostgres
 from app_extensions.embedded_postgres.attach import running_dsn
@@ -31,6 +29,7 @@ from services.redis_cache import RedisCache
 from services.retention import Retention
 from services.rollups import PlainRollups, Rollups, TimescaleRollups
 from services.session_store import StoredSessionRepository
+from services.sessions import SessionService
 
 log = logging.getLogger(__name__)
 
