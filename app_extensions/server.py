@@ -131,8 +131,6 @@ def _bound(family: int, target: tuple[Any, ...]) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         sock.bind(target)
@@ -196,6 +194,7 @@ async def _serve(
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
+            asyncio.get_running_loop().set_exception_handler(_but_cancellations)
             await app.drain(grace_s)
             await asyncio.wait({serving}, timeout=CLOSING_S / 2)
     finally:
@@ -206,6 +205,12 @@ async def _serve(
             await asyncio.wait({serving}, timeout=CLOSING_S / 2)
     if serving.done() and not serving.cancelled():
         serving.result()
+
+
+def _but_cancellations(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Python 3.11 takes the cancelled task of a connection for a fault; here it is what was wanted."""
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
 
 
 def _settings(listening: Sequence[socket.socket], grace_s: float) -> HypercornConfig:

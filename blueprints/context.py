@@ -115,8 +115,10 @@ async def in_time() -> AsyncIterator[None]:
     """
     limit_s = services().config.request_timeout_s
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(limit_s) as bound:
             yield
     except TimeoutError as exc:
+        if not bound.expired():
+            raise
         msg = f"The answer was not ready within {limit_s:g} s. What was fetched is kept: ask again, or for less."
         raise IncompleteError(msg) from exc

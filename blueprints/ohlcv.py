@@ -56,11 +56,14 @@ async def _ask_all(queries: Sequence[OhlcvQuery | None]) -> list[OhlcvAnswer]:
 
     if len(queries) == 1:
         return [await ask(queries[0])]
+    failure: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(ask(query), name=f"bars of {query}") for query in queries]
+            tasks = [group.create_task(ask(query), name="bars of one symbol") for query in queries]
     except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors
+        failure = errors.exceptions[0]
+    if failure is not None:
+        raise failure
     return [task.result() for task in tasks]
 
 
@@ -102,10 +105,15 @@ def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> tuple[bytes, 
         forming=each(lambda answer: answer.forming) if asked.include_forming else UNSET,
         simulated=True if any(answer.simulated for answer in answers) else UNSET,
     )
-    closed = complete and all(answer.in_past for answer in answers)
-    tag = tag_of(encode(out)) if closed else None
+    closed = all(answer.in_past or _is_full(answer, asked.limit) for answer in answers)
+    tag = tag_of(encode(out)) if complete and closed else None
     sources = list(dict.fromkeys(name for answer in answers for name in answer.sources))
     return encode(msgspec.structs.replace(out, sources=sources)), tag
+
+
+def _is_full(answer: OhlcvAnswer, limit: int) -> bool:
+    """A full page with more behind it stays as it is, however time goes on."""
+    return answer.next_ms is not None and len(answer.bars) >= limit
 
 
 def _iso(ts_ms: int) -> str:

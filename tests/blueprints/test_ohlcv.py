@@ -262,6 +262,13 @@ async def test_a_changed_bar_has_another_tag(client: Client, services: FakeServi
     assert again.headers["ETag"] != tag
 
 
+async def test_a_full_page_from_a_start_on_is_closed_though_no_end_was_given(client: Client):
+    full = await client.get(URL, query_string={**ONE, "start": START_MS, "limit": 100})
+    assert "ETag" in full.headers
+    last = await client.get(URL, query_string={**ONE, "start": START_MS, "limit": 1440})
+    assert "ETag" not in last.headers
+
+
 @pytest.mark.parametrize("more", [{"in_past": False}, {"gaps": [gap(START_MS, START_MS + MINUTE_MS)]}])
 async def test_what_may_still_change_is_not_kept(client: Client, services: FakeServices, more: dict[str, Any]):
     services.ohlcv.more = more
