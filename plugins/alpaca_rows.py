@@ -1,4 +1,4 @@
-"""The rows of Alpaca's answers: reading them, and Alpaca's times. Daily bars of stocks begin at midnight in New York."""
+"""The rows of Alpaca's answers, and its times: daily bars of stocks begin at midnight in New York."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, time
@@ -17,6 +17,7 @@ class RowReader:
     """Reads the rows of an answer, and keeps account of which buckets they tell something about."""
 
     def __init__(self, timeframe: Timeframe, wanted: TimeRange) -> None:
+        """Take what was asked for."""
         self._timeframe = timeframe
         self._wanted = wanted
         self._bars: dict[int, Bar] = {}
