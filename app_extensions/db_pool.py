@@ -18,6 +18,8 @@ _UNREACHABLE = (
     asyncio.TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # A query on a connection that the server has just cut.
+    asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
 )
@@ -93,6 +95,14 @@ class DatabasePool:
         """A connection in a transaction that commits at the end of the block, or rolls back on an error."""
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Connections in use, and connections open."""
+        if self._pool is None:
+            return 0, 0
+        size = self._pool.get_size()
+        return size - self._pool.get_idle_size(), size
 
     async def ping(self) -> None:
         """Raise `DatabaseUnavailableError` where no query can be answered."""

@@ -116,11 +116,9 @@ def _cache(services: Any) -> Iterable[Metric]:
 
 
 def _pool(services: Any) -> Iterable[Metric]:
-    pool = services.database._pool  # noqa: SLF001 - the pool has no accessor yet
-    if pool is not None:
-        size, idle = pool.get_size(), pool.get_idle_size()
-        yield GaugeMetricFamily("candlery_db_connections", "Open database connections", value=size)
-        yield GaugeMetricFamily("candlery_db_connections_in_use", "Database connections in use", value=size - idle)
+    in_use, size = services.database.usage
+    yield GaugeMetricFamily("candlery_db_connections", "Open database connections", value=size)
+    yield GaugeMetricFamily("candlery_db_connections_in_use", "Database connections in use", value=in_use)
 
 
 def _version() -> str:

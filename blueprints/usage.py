@@ -18,6 +18,6 @@ class ProviderUse(NamedTuple):
 
 def open_providers(markets: MarketService) -> Iterator[ProviderUse]:
     """Every open provider. Reads what is there; opens nothing."""
-    for key, one in list(markets._instances.items()):  # noqa: SLF001 - the service has no accessor yet
+    for one in markets.open_providers():
         failure = one.failure.detail if one.failure is not None else None
-        yield ProviderUse(key.market, key.provider, one.feed.calls, one.feed.budget.paused_s, failure)
+        yield ProviderUse(one.market, one.provider, one.feed.calls, one.feed.budget.paused_s, failure)

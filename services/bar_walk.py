@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from domain.bar import Bar, merge
-from domain.series import Gap, Series
+from domain.series import Gap, Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import PluginError
@@ -179,6 +179,7 @@ class BarWalk:
             bars = await self._orchestrator.forming(ask)
         except PluginError as exc:
             self._answer.error = exc
+            self._answer.gaps.append(Gap(window, Verdict.FETCH_FAILED))
             return
         self._answer.bars = merge(self._answer.bars, bars)
         self._answer.forming = [bar.ts for bar in bars]

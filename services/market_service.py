@@ -65,6 +65,15 @@ class ProviderListing(NamedTuple):
     capabilities: Capabilities | None
 
 
+class OpenProvider(NamedTuple):
+    """A provider that is open, and its last failure to list symbols where the list is not fresh for it."""
+
+    market: str
+    provider: str
+    feed: Feed
+    failure: PluginError | None
+
+
 @dataclass
 class _Instance:
     feed: Feed
@@ -125,6 +134,10 @@ class MarketService:
     def markets(self) -> Sequence[str]:
         """Every market that some plugin serves."""
         return self._loader.markets()
+
+    def open_providers(self) -> list[OpenProvider]:
+        """Every provider that is open now. Opens nothing."""
+        return [OpenProvider(key.market, key.provider, one.feed, one.failure) for key, one in self._instances.items()]
 
     async def providers(self, market: str) -> list[ProviderListing]:
         """The providers of a market and what they can do."""

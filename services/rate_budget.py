@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from plugins.base import RateLimitPluginError
 
+#: Below this a token counts as whole: a wait too short to move the clock would never end.
+_ROUNDING = 1e-9
+
 
 class RateBudget:
     """A token bucket, and the pause that a provider asked for."""
@@ -51,4 +54,5 @@ class RateBudget:
         self._at = now
         if self._paused_until > now:
             return self._paused_until - now
-        return max(0.0, (1 - self._tokens) / self._rate)
+        missing = 1 - self._tokens
+        return missing / self._rate if missing > _ROUNDING else 0.0

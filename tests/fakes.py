@@ -42,7 +42,7 @@ class FakePing:
 
     error: Exception | None = None
     hang: Any = None
-    _pool: Any = None
+    usage: tuple[int, int] = (1, 2)
 
     async def ping(self) -> None:
         if self.hang is not None:
@@ -70,15 +70,11 @@ class FakeFeed:
     budget: FakeBudget = field(default_factory=FakeBudget)
 
 
-@dataclass(frozen=True)
-class FakeKey:
+@dataclass
+class FakeOpenProvider:
+    feed: FakeFeed
     market: str = "test"
     provider: str = "fake"
-
-
-@dataclass
-class FakeInstance:
-    feed: FakeFeed
     failure: Exception | None = None
 
 
@@ -88,10 +84,13 @@ class FakeMarkets:
     def __init__(self) -> None:
         self.capabilities: Capabilities | None = CAPABILITIES
         self.error: Exception | None = None
-        self._instances = {FakeKey(): FakeInstance(FakeFeed(CAPABILITIES))}
+        self.opened = [FakeOpenProvider(FakeFeed(CAPABILITIES))]
 
     def markets(self) -> Sequence[str]:
         return ("test",)
+
+    def open_providers(self) -> list[FakeOpenProvider]:
+        return self.opened
 
     def check(self, market: str, provider: str = "fake") -> None:
         if market != "test":

@@ -8,6 +8,7 @@ import pytest
 
 from app_extensions.db_pool import DatabasePool
 from domain.errors import DatabaseUnavailableError
+from tests.conftest import with_database
 
 TS = 1_670_889_600_123
 
@@ -37,7 +38,7 @@ async def test_nobody_listening_is_an_unavailable_database() -> None:
 
 
 async def test_a_database_that_does_not_exist_is_named_in_the_error(postgres_url: str) -> None:
-    pool = DatabasePool(postgres_url.rpartition("/")[0] + "/not_there")
+    pool = DatabasePool(with_database(postgres_url, "not_there"))
     with pytest.raises(DatabaseUnavailableError, match="not_there"):
         await pool.open()
 

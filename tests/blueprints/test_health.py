@@ -15,7 +15,7 @@ from domain.errors import DatabaseUnavailableError
 from plugins.base import NetworkPluginError
 from services.cache_manager import CacheUnavailableError
 from tests.blueprints.test_errors import assert_problem
-from tests.fakes import FakeBudget, FakeInstance, FakeKey, FakePing, FakeServices
+from tests.fakes import FakeBudget, FakeOpenProvider, FakePing, FakeServices
 
 
 async def get(client: Client, path: str) -> dict[str, Any]:
@@ -71,8 +71,8 @@ async def test_the_cache_tells_its_counters(client: Client):
 
 
 async def test_providers_tell_how_they_are_doing(client: Client, services: FakeServices):
-    instance = services.markets._instances[FakeKey()]
-    instance.failure, instance.feed.budget = NetworkPluginError("no symbols"), FakeBudget(1.5)
+    opened = services.markets.opened[0]
+    opened.failure, opened.feed.budget = NetworkPluginError("no symbols"), FakeBudget(1.5)
     answer = await get(client, "/health/providers")
     expected = {"market": "test", "provider": "fake", "calls": 7, "paused_s": 1.5, "failure": "no symbols"}
     assert answer == {"status": "ok", "providers": [expected], "problems": []}
@@ -121,11 +121,12 @@ async def test_requests_are_counted_by_route_and_status(client: Client):
 
 
 async def test_the_services_counters_are_there(client: Client, services: FakeServices):
-    services.markets._instances[FakeKey("other", "fake")] = FakeInstance(services.markets._instances[FakeKey()].feed)
+    services.markets.opened.append(FakeOpenProvider(services.markets.opened[0].feed, market="other"))
     found = await samples(client)
     assert found["candlery_upstream_calls_total", (("market", "test"), ("provider", "fake"))] == 7
     assert found["candlery_cache_misses_total", ()] == 0
     assert found["candlery_cache_bytes", ()] == 0
+    assert (found["candlery_db_connections", ()], found["candlery_db_connections_in_use", ()]) == (2, 1)
     assert any(name == "candlery_build_info" for name, _ in found)
     assert any(name == "process_resident_memory_bytes" for name, _ in found)
 
