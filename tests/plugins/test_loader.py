@@ -1,18 +1,20 @@
 import importlib.metadata
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from aiohttp import web
 
 from domain.errors import UnknownMarketError, UnknownProviderError
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins import ENTRY_POINT_GROUP, PluginLoader
 from plugins.alpaca import AlpacaPlugin
-from plugins.base import Capabilities, MarketPlugin, Page, ProviderInfo, SymbolInfo
+from plugins.base import Capabilities, MarketPlugin, Page, PluginConfig, ProviderInfo, SymbolInfo
 from plugins.demo import DemoPlugin
 
 
@@ -227,3 +229,52 @@ def test_an_unknown_provider_is_answered_with_those_of_the_market():
         loader.find("stocks", "alpacca")
     with pytest.raises(UnknownProviderError, match=r"'demo' has no provider 'alpaca'\. Providers: sim\."):
         loader.find("demo", "alpaca")
+
+
+async def test_the_example_in_the_documentation_is_a_plugin_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "candlery_mint.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    mint = importlib.metadata.EntryPoint("mint", "candlery_mint:MintPlugin", ENTRY_POINT_GROUP)
+    loader = PluginLoader({}, entry_points=lambda: [mint])
+    assert list(loader.load()) == []
+
+    asked: list[dict[str, str]] = []
+    start_s = 1_704_067_200
+    rows = [[start_s + 60 * n, 1.1, 1.3, 1.0, 1.2, 5] for n in (0, 1, 3)]
+
+    async def candles(request: web.Request) -> web.Response:
+        asked.append(dict(request.query))
+        return web.json_response(rows)
+
+    app = web.Application()
+    app.router.add_get("/candles", candles)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    plugin = loader.find("forex", "mint")(
+        PluginConfig(provider="mint", options={"url": f"http://{host}:{port}/candles"})
+    )
+    await plugin.open()
+    wanted = TimeRange(start_s * 1000, start_s * 1000 + 86_400_000)
+    page = await plugin.fetch_page("EUR/USD", Timeframe.M1, wanted)
+    assert [bar.ts // 1000 for bar in page.bars] == [start_s, start_s + 60, start_s + 180]
+    assert page.covered == RangeSet.of(wanted.start_ms, wanted.start_ms + 500 * 60_000)
+    assert asked == [{"pair": "EURUSD", "from": str(start_s), "to": str(start_s + 30_000)}]
+    rows[1][2] = 0.5
+    page = await plugin.fetch_page("EUR/USD", Timeframe.M1, wanted)
+    assert len(page.rejected) == 1
+    assert page.covered.length_ms == 2 * 60_000
+    await plugin.close()
+    await runner.cleanup()
+    sys.modules.pop("candlery_mint")
+
+
+def test_the_documentation_numbers_every_promise_of_the_conformance_suite():
+    here = Path(__file__).parent
+    text = (here.parents[1] / "docs" / "plugins.md").read_text("utf-8")
+    numbered = re.findall(r"^(\d+)\. ", text, re.MULTILINE)
+    tested = re.findall(r"def test_(\d+)_", (here / "test_conformance.py").read_text("utf-8"))
+    assert numbered == tested
