@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app_extensions.server import serve
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from app_extensions.logging_setup import configure_logging
 from app_extensions.migrations import migrate
+from app_extensions.server import serve
 from app_extensions.wiring import running_pool, running_services
 from config import BaseConfig, load_config
 from domain.errors import CandleryError

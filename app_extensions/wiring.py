@@ -171,7 +171,7 @@ def _provider_settings(config: BaseConfig) -> ProviderSettings:
 
     def options(plugin: str, market: str, provider: str) -> Mapping[str, object]:
         if plugin == "crypto":
-            return config.ccxt_options.get(provider, {})  # type: ignore[return-value]
+            return config.ccxt_options.get(provider, {})
         if plugin == "alpaca":
             return {**alpaca, "market": market}
         return {"seed": config.demo_seed} if plugin == "demo" else {}

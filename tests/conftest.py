@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from app_extensions.db_pool import DatabasePool
 from app_extensions.embedded_postgres import EmbeddedPostgres
-from app_extensions.migrations import migrate
+from app_extensions.migrations import Flavour, migrate
 from domain.timeframe import DAY_MS
 from services.bar_store import BarStore
 from services.coverage import CoverageLedger
@@ -66,26 +66,26 @@ def with_database(dsn: str, name: str) -> str:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def template(postgres_url: str) -> AsyncIterator[str]:
-    """Name of a migrated database that fresh ones are copied from."""
+async def template(postgres_url: str) -> AsyncIterator[tuple[str, Flavour]]:
+    """Name and flavour of a migrated database that fresh ones are copied from."""
     name = f"candlery_template_{uuid4().hex[:8]}"
     admin = await asyncpg.connect(postgres_url)
     await admin.execute(f"CREATE DATABASE {name}")
     pool = DatabasePool(with_database(postgres_url, name), max_size=1)
     await pool.open()
-    await migrate(pool)
+    flavour = await migrate(pool)
     await pool.close()
-    yield name
+    yield name, flavour
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()
 
 
 @pytest.fixture
-async def database_url(postgres_url: str, template: str) -> AsyncIterator[str]:
+async def database_url(postgres_url: str, template: tuple[str, Flavour]) -> AsyncIterator[str]:
     """A fresh, migrated database."""
     name = f"candlery_test_{uuid4().hex[:12]}"
     admin = await asyncpg.connect(postgres_url)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template[0]}")
     yield with_database(postgres_url, name)
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()
@@ -105,9 +105,14 @@ def clock() -> ManualClock:
     return ManualClock(START_MS + 30 * DAY_MS)
 
 
+def store_on(pool: DatabasePool, flavour: Flavour, clock: ManualClock) -> BarStore:
+    rollups = PlainRollups() if flavour is Flavour.POSTGRESQL else TimescaleRollups(pool, clock)
+    return BarStore(pool, CoverageLedger(), rollups, clock)
+
+
 @pytest.fixture
-def store(pool: DatabasePool, clock: ManualClock) -> BarStore:
-    return BarStore(pool, CoverageLedger(), PlainRollups(), clock)
+def store(pool: DatabasePool, template: tuple[str, Flavour], clock: ManualClock) -> BarStore:
+    return store_on(pool, template[1], clock)
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +142,7 @@ async def timescale_pool(timescale_url: str) -> AsyncIterator[DatabasePool]:
 
 @pytest.fixture(params=["postgresql", "timescaledb"])
 def any_store(request: pytest.FixtureRequest, clock: ManualClock) -> BarStore:
-    """The store on each kind of database."""
+    """The store on each kind of database: the usual one of the tests, and TimescaleDB."""
     if request.param == "postgresql":
-        return BarStore(request.getfixturevalue("pool"), CoverageLedger(), PlainRollups(), clock)
-    pool = request.getfixturevalue("timescale_pool")
-    return BarStore(pool, CoverageLedger(), TimescaleRollups(pool, clock), clock)
+        return request.getfixturevalue("store")  # type: ignore[no-any-return]
+    return store_on(request.getfixturevalue("timescale_pool"), Flavour.TIMESCALEDB, clock)

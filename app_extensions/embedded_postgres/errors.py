@@ -1,7 +1,9 @@
 """What may go wrong with the embedded PostgreSQL. The messages are for the operator."""
 
+from domain.errors import CandleryError
 
-class EmbeddedPostgresError(Exception):
+
+class EmbeddedPostgresError(CandleryError):
     """The embedded PostgreSQL cannot be prepared, started or kept running."""
 
 

@@ -41,7 +41,8 @@ async def run(url: str) -> Flavour:
 
 
 async def test_many_starts_at_once_apply_each_step_once(empty_url: str) -> None:
-    assert set(await asyncio.gather(*(run(empty_url) for _ in range(6)))) == {Flavour.POSTGRESQL}
+    flavours = set(await asyncio.gather(*(run(empty_url) for _ in range(6))))
+    assert len(flavours) == 1
     assert await applied(empty_url) == [step.version for step in load_migrations(Flavour.POSTGRESQL)]
 
 

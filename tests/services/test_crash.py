@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from app_extensions.db_pool import DatabasePool
+from app_extensions.migrations import Flavour
 from domain.bar import fold
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, Timeframe
 from services.bar_store import BarStore, runs_of
-from services.coverage import CoverageLedger
-from services.rollups import PlainRollups, TimescaleRollups
+from tests.conftest import store_on
 from tests.support.clock import ManualClock
-from tests.support.crash_child import MARKET, NOW_MS, STEPS
+from tests.support.crash_child import MARKET, STEPS
 from tests.support.house import make_house
 from tests.support.market import START_MS
 from tests.support.scripted import ScriptedPlugin
@@ -48,20 +48,20 @@ async def check_what_is_left(store: BarStore, clock: ManualClock) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_kill_at_any_step_then_restart(step: str, database_url: str) -> None:
+async def test_kill_at_any_step_then_restart(
+    step: str, database_url: str, template: tuple[str, Flavour], clock: ManualClock
+) -> None:
     await crash(database_url, step)
     pool = DatabasePool(database_url)
     await pool.open()
-    clock = ManualClock(NOW_MS)
-    await check_what_is_left(BarStore(pool, CoverageLedger(), PlainRollups(), clock), clock)
+    await check_what_is_left(store_on(pool, template[1], clock), clock)
     await pool.close()
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_kill_at_any_step_then_restart_on_timescaledb(step: str, timescale_url: str) -> None:
+async def test_kill_at_any_step_then_restart_on_timescaledb(step: str, timescale_url: str, clock: ManualClock) -> None:
     await crash(timescale_url, step)
     pool = DatabasePool(timescale_url, min_size=1, max_size=1, connect_timeout_s=30)
     await pool.open()
-    clock = ManualClock(NOW_MS)
-    await check_what_is_left(BarStore(pool, CoverageLedger(), TimescaleRollups(pool, clock), clock), clock)
+    await check_what_is_left(store_on(pool, Flavour.TIMESCALEDB, clock), clock)
     await pool.close()
