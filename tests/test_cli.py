@@ -1,7 +1,9 @@
 """The `candlery` command, as a process of its own, on an embedded database."""
 
 import asyncio
+import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -153,3 +155,12 @@ async def test_every_command_explains_itself(command: str, tmp_path: Path) -> No
     code, out, _ = await run(tmp_path, command, "--help")
     assert code == 0
     assert command in out
+
+
+async def test_the_first_query_of_the_readme_gets_the_answer_that_stands_there(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"curl 'http://127\.0\.0\.1:8000(\S+)'\n(\{.*?\n)```", text, re.DOTALL)
+    assert found is not None
+    process, address = await serving(tmp_path)
+    assert await ask(address, found[1]) == json.loads(found[2])
+    assert await end(process, signal.SIGTERM) == 0
