@@ -146,12 +146,18 @@ class BarWalk:
         return got
 
     async def _skip_empty(self, at: int) -> int:
-        """Where the walk goes on when a window held nothing: the provider may know that the next bar lies far ahead."""
+        """Where the walk goes on when a window held nothing: the provider may know that the next bar lies far ahead.
+
+        What is skipped is still looked at, so that the answer tells what is not known for good in it.
+        """
         if at >= self._stop_ms:
             return at
         window = TimeRange(at, self._stop_ms)
         ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
-        return await self._orchestrator.skip_empty(ask)
+        ahead = await self._orchestrator.skip_empty(ask)
+        if ahead > at:
+            await self._take(TimeRange(at, ahead))
+        return ahead
 
     async def _open_back(self, end_ms: int, buckets: int) -> int:
         """Where a window must begin to hold so many buckets in which the venue is open."""

@@ -7,7 +7,7 @@ import pytest
 
 from domain.bar import Bar, fold, within
 from domain.errors import UnknownMarketError, UnknownProviderError, UnknownSymbolError, UnsupportedTimeframeError
-from domain.series import Series, Verdict
+from domain.series import Gap, Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from plugins.base import Capabilities, NetworkPluginError, Page, RateLimitPluginError
@@ -112,6 +112,11 @@ async def test_the_first_bars_after_a_start_are_found_behind_years_of_nothing(
     answer = await house.bars(start_ms=0, limit=300)
     assert answer.bars == MARKET[:300]
     assert len(house.plugin.calls) <= 5
+    assert answer.gaps[0] == Gap(TimeRange(0, MARKET[0].ts), Verdict.UNCONFIRMED_EMPTY)
+    clock.advance(hours=2)
+    again = await house.bars(start_ms=0, limit=300)
+    assert (again.bars, again.gaps) == (answer.bars, [])
+    assert len(house.plugin.calls) <= 10
 
 
 async def test_an_emptiness_is_provisional_until_it_is_given_again_an_hour_later(
