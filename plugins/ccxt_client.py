@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from plugins.base import NetworkPluginError, PluginConfig
+from plugins.base import NetworkPluginError, PluginConfig, PluginFeatureNotSupportedError
 
 if TYPE_CHECKING:
     _Base = Any
@@ -104,5 +104,13 @@ def make_exchange(config: PluginConfig) -> Any:
     # CCXT merges deeply, and changes what it was given later on.
     exchange = _watched_class(config.provider)(settings | copy.deepcopy(dict(config.options)))
     if config.sandbox:
-        exchange.set_sandbox_mode(True)
+        _enter_sandbox(exchange)
     return exchange
+
+
+def _enter_sandbox(exchange: Any) -> None:
+    try:
+        exchange.set_sandbox_mode(True)
+    except TypeError as exc:
+        # CCXT trips over an exchange whose test URLs are None; where they are absent it says NotSupported.
+        raise PluginFeatureNotSupportedError(f"{exchange.id} has no sandbox") from exc
