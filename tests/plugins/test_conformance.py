@@ -26,9 +26,12 @@ from plugins.base import (
     SymbolInfo,
     SymbolNotFoundPluginError,
 )
+from plugins.crypto import CryptoPlugin
 from plugins.demo import DemoPlugin
 from tests.loopback import alpaca
+from tests.loopback import faults as exchange_faults
 from tests.loopback.alpaca import AlpacaLoopback
+from tests.loopback.binance import BinanceLoopback
 
 #: Monday, 2024-01-08, 15:00 UTC.
 START_MS = 1_704_726_000_000
@@ -45,9 +48,10 @@ class Case:
         market: one that it serves.
         symbol: one with trades in the minutes from START_MS on, and with some minutes without.
         calls: how many calls the venue has got; None: there is no venue.
-        fail: makes the venue fail the next call in a way of its choice, by number; None: it cannot fail.
+        fail: makes the venue fail the next call for bars in a way of its choice, by number; None: it cannot fail.
+        fail_listing: likewise for the next call for symbols.
         failures: how many ways there are.
-        hang: makes the venue hang at the next call.
+        hang: makes the venue hang at the next call for bars.
     """
 
     plugin: type[MarketPlugin]
@@ -56,6 +60,7 @@ class Case:
     symbol: str
     calls: Callable[[], int] | None = None
     fail: Callable[[int], None] | None = None
+    fail_listing: Callable[[int], None] | None = None
     failures: int = 0
     hang: Callable[[], None] | None = None
 
@@ -107,6 +112,7 @@ def alpaca_case(market: str, symbol: str) -> Callable[[], AbstractAsyncContextMa
                 symbol,
                 calls=lambda: len(venue.calls),
                 fail=lambda n: venue.faults.append(faults[n]),
+                fail_listing=lambda n: venue.faults.append(faults[n]),
                 failures=len(faults),
                 hang=lambda: venue.faults.append(alpaca.hangs),
             )
@@ -114,10 +120,32 @@ def alpaca_case(market: str, symbol: str) -> Callable[[], AbstractAsyncContextMa
     return case
 
 
+@asynccontextmanager
+async def binance() -> AsyncIterator[Case]:
+    async with BinanceLoopback({"BTCUSDT": minutes(300)}) as venue:
+        options = venue.ccxt_options
+        # With credentials CCXT asks for what pairs can be lent as well.
+        assert isinstance(options["options"], dict)
+        options["options"]["fetchMargins"] = False
+        config = PluginConfig(provider="binance", credentials=Credentials(KEY, SECRET), options=options, timeout_s=5)
+        yield Case(
+            CryptoPlugin,
+            config,
+            "crypto",
+            "BTC/USDT",
+            calls=lambda: len(venue.calls),
+            fail=lambda n: venue.faults.next(exchange_faults.LOUD[n]),
+            fail_listing=lambda n: venue.listing_faults.next(exchange_faults.LOUD[n]),
+            failures=len(exchange_faults.LOUD),
+            hang=lambda: venue.faults.next(exchange_faults.HANG),
+        )
+
+
 CASES: Mapping[str, Callable[[], AbstractAsyncContextManager[Case]]] = {
     "demo": demo,
     "alpaca stocks": alpaca_case("stocks", "SPY"),
     "alpaca crypto": alpaca_case("crypto", "BTC/USD"),
+    "crypto binance": binance,
 }
 
 
@@ -137,7 +165,8 @@ async def plugin(case: Case) -> AsyncIterator[MarketPlugin]:
 
 def some_buckets(timeframe: Timeframe, count: int) -> TimeRange:
     start_ms = timeframe.floor(START_MS)
-    return TimeRange(start_ms, timeframe.back(start_ms, -count))
+    end_ms = max(timeframe.back(start_ms, -3), timeframe.floor(START_MS + 300 * DAY_MS))
+    return TimeRange(start_ms, min(timeframe.back(start_ms, -count), end_ms))
 
 
 async def all_pages(plugin: MarketPlugin, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> list[Page]:
@@ -355,13 +384,22 @@ async def test_21_whatever_the_venue_does_is_a_plugin_error_and_passes(case: Cas
         assert exc.detail
         assert SECRET not in f"{exc} {exc!r} {exc.__cause__!r}"
         assert exc.retry_after_s is None or exc.retry_after_s >= 0
-        case.fail(n)
-        assert await plugin_errors_at_most(plugin.fetch_symbols()) is not None, f"failure {n} went unnoticed"
         again = await plugin.fetch_page(case.symbol, Timeframe.M1, wanted)
         assert (again.bars, again.covered) == (healthy.bars, healthy.covered)
 
 
-async def test_22_a_venue_that_does_not_answer_is_worth_another_try(case: Case):
+async def test_22_a_list_of_symbols_that_fails_is_a_plugin_error_and_passes(case: Case):
+    for n in range(case.failures):
+        assert case.fail_listing is not None
+        made = case.make()
+        await made.open()
+        case.fail_listing(n)
+        assert await plugin_errors_at_most(made.fetch_symbols()) is not None, f"failure {n} went unnoticed"
+        assert case.symbol in await made.fetch_symbols()
+        await made.close()
+
+
+async def test_23_a_venue_that_does_not_answer_is_worth_another_try(case: Case):
     if case.hang is None:
         assert case.calls is None
         return
