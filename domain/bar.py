@@ -59,7 +59,7 @@ def bar_from_row(row: object, timeframe: Timeframe) -> Bar | str:
         return f"time {row[0]!r} is not a number"
     try:
         numbers = [_number(value) for value in row[1:6]]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return f"values {list(row[1:6])!r} are not all numbers"
     bar = Bar(int(row[0]), *numbers)
     return fault_of(bar, timeframe) or bar

@@ -1,6 +1,6 @@
 """The walk along the time axis behind one OHLCV answer: window after window until there are enough bars."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from domain.bar import Bar, merge
 from domain.series import Gap, Series, Verdict
@@ -9,6 +9,7 @@ from domain.timeframe import Timeframe
 from plugins.base import PluginError
 from services.bar_store import runs_of
 from services.data_orchestrator import Bars, DataOrchestrator
+from services.data_sources.base import Ask
 from services.fill import Fill, fill_previous
 from services.market_service import Listing
 
@@ -95,14 +96,12 @@ class BarWalk:
                 break
             window = TimeRange(at, min(self._stop_ms, self._tf.back(at, -width)))
             got = await self._take(window)
-            unasked_ms = got.out_of_reach_ms
+            unasked_ms = self._unasked(got)
             if unasked_ms is not None and unasked_ms > at:
                 # More than one question may fetch: the next page goes on there.
                 at = unasked_ms
                 break
             at = window.end_ms
-            if got.error is not None:
-                break
             if not got.bars:
                 at = await self._skip_empty(at)
             if len(got.bars) * WIDENING < width:
@@ -123,7 +122,7 @@ class BarWalk:
             window = TimeRange(await self._open_back(at, width), at)
             got = await self._take(window, newest_first=True)
             at = window.start_ms
-            if got.error is not None or got.out_of_reach_ms is not None:
+            if self._unasked(got) is not None:
                 break
             if not got.bars and await self._unlisted(window):
                 break
@@ -134,8 +133,13 @@ class BarWalk:
         self._keep_last(at)
         return answer
 
+    async def _ask(self, window: TimeRange, *, newest_first: bool = False) -> Ask:
+        """A question about a window; once the provider has failed, what is stored must do."""
+        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+        return replace(ask, newest_first=newest_first, stored_only=self._answer.error is not None)
+
     async def _take(self, window: TimeRange, *, newest_first: bool = False) -> Bars:
-        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms, newest_first=newest_first)
+        ask = await self._ask(window, newest_first=newest_first)
         got = await self._orchestrator.bars(ask)
         answer = self._answer
         answer.bars = merge(answer.bars, got.bars)
@@ -145,6 +149,10 @@ class BarWalk:
         self._closed |= ask.closed
         return got
 
+    def _unasked(self, got: Bars) -> int | None:
+        """Where the provider's reach ends, or what one question may fetch; nothing is asked of one that failed."""
+        return got.out_of_reach_ms if self._answer.error is None else None
+
     async def _skip_empty(self, at: int) -> int:
         """Where the walk goes on when a window held nothing: the provider may know that the next bar lies far ahead.
 
@@ -153,7 +161,7 @@ class BarWalk:
         if at >= self._stop_ms:
             return at
         window = TimeRange(at, self._stop_ms)
-        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+        ask = await self._ask(window)
         ahead = await self._orchestrator.skip_empty(ask)
         if ahead > at:
             await self._take(TimeRange(at, ahead))
@@ -163,7 +171,7 @@ class BarWalk:
         """Where a window must begin to hold so many buckets in which the venue is open."""
         start = max(0, self._tf.back(end_ms, buckets))
         for _ in range(4 if self._listing.stored.calendar else 0):
-            ask = await self._orchestrator.ask(self._listing, self._tf, TimeRange(start, end_ms), self._now_ms)
+            ask = await self._ask(TimeRange(start, end_ms))
             shut = sum(self._tf.buckets_between(*part) for part in ask.closed)
             short = buckets + shut - self._tf.buckets_between(start, end_ms)
             if short <= 0 or start == 0:
@@ -172,7 +180,7 @@ class BarWalk:
         return start
 
     async def _unlisted(self, window: TimeRange) -> bool:
-        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+        ask = await self._ask(window)
         return await self._orchestrator.is_unlisted(ask)
 
     async def _append_forming(self, from_ms: int) -> None:
@@ -180,7 +188,7 @@ class BarWalk:
         if not self._query.include_forming or self._end_ms <= self._final_ms:
             return
         window = TimeRange(from_ms, self._end_ms)
-        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
+        ask = await self._ask(window)
         try:
             bars = await self._orchestrator.forming(ask)
         except PluginError as exc:

@@ -60,15 +60,13 @@ class DataOrchestrator:
         self._forming: dict[tuple[object, ...], tuple[int, list[Bar]]] = {}
         self._forming_turn = asyncio.Lock()
 
-    async def ask(
-        self, listing: Listing, timeframe: Timeframe, wanted: TimeRange, now_ms: int, *, newest_first: bool = False
-    ) -> Ask:
+    async def ask(self, listing: Listing, timeframe: Timeframe, wanted: TimeRange, now_ms: int) -> Ask:
         """A question with the venue's closed hours in it."""
         closed = RangeSet()
         calendar = listing.stored.calendar
         if calendar is not None and wanted.length_ms > 0:
             closed = RangeSet((wanted,)) - await self._sessions.open_ranges(calendar, timeframe, wanted)
-        return Ask(listing.series, listing.stored, timeframe, wanted, closed, now_ms, listing.feed, newest_first)
+        return Ask(listing.series, listing.stored, timeframe, wanted, closed, now_ms, listing.feed)
 
     async def bars(self, ask: Ask) -> Bars:
         """Closed bars of the range, fetched where nobody knew them yet."""
@@ -98,7 +96,7 @@ class DataOrchestrator:
 
     async def forming(self, ask: Ask) -> list[Bar]:
         """Bars of the range that are not final yet, straight from the provider, kept for a second, never stored."""
-        if ask.feed is None or ask.range.length_ms <= 0:
+        if ask.feed is None or ask.stored_only or ask.range.length_ms <= 0:
             return []
         key = (ask.series, ask.timeframe, ask.range)
         async with self._forming_turn:

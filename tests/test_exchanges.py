@@ -15,7 +15,7 @@ from app import create_app
 from app_extensions.wiring import Services, running_services
 from config import load_config
 from domain.bar import Bar, fold, within
-from domain.series import Series, Verdict
+from domain.series import Gap, Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services import feed as feed_module
@@ -116,12 +116,12 @@ async def test_an_exchange_that_only_errs_advances_no_coverage(
     ):
         series = series_of(exchange)
         exchange.faults.randomly([fault], probability=1.0, seed=1)
-        answer = await services.ohlcv.bars(
-            OhlcvQuery(series=series, timeframe=Timeframe.M1, start_ms=WINDOW.start_ms, end_ms=WINDOW.end_ms)
-        )
+        start, end = WINDOW
+        query = OhlcvQuery(series=series, timeframe=Timeframe.M1, start_ms=start, end_ms=end, limit=10_000)
+        answer = await services.ohlcv.bars(query)
         assert answer.bars == []
         assert answer.error is not None
-        assert {gap.verdict for gap in answer.gaps} == {Verdict.FETCH_FAILED}
+        assert answer.gaps == [Gap(WINDOW, Verdict.FETCH_FAILED)]
         stored = await services.store.find_series(series)
         assert stored is not None
         known = await services.store.knowledge(stored.id, Timeframe.M1, EVER)

@@ -29,6 +29,7 @@ class Ask:
         feed: the provider; None: answer from what is stored.
         now_ms: when the question was put.
         newest_first: fetch from the end of the range on, since its newest bars matter most.
+        stored_only: leave the provider alone; it has just failed.
     """
 
     series: Series
@@ -39,6 +40,7 @@ class Ask:
     now_ms: int
     feed: Feed | None = None
     newest_first: bool = False
+    stored_only: bool = False
 
     @property
     def capabilities(self) -> Capabilities:

@@ -34,7 +34,7 @@ class PluginSource(DataSource):
 
     async def read(self, ask: Ask, wanted: RangeSet, trace: Trace) -> SourceAnswer:
         """Fetch and store what is missing, then answer from the store."""
-        if ask.feed is None:
+        if ask.feed is None or ask.stored_only:
             return SourceAnswer()
         async with self._turn(ask):
             known = (await consult(self._local, ask, wanted, Trace())).known
@@ -76,7 +76,7 @@ class PluginSource(DataSource):
     async def peek(self, ask: Ask, unknown: RangeSet) -> bool:
         """Ask once from the start of what is unknown on; whether the provider answered."""
         span = unknown.span
-        if ask.feed is None or span is None:
+        if ask.feed is None or ask.stored_only or span is None:
             return False
         async with self._turn(ask):
             return await self._fetch(ask, ask.feed, RangeSet((span,)), Trace(), PEEK)

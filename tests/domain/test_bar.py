@@ -57,6 +57,7 @@ def test_a_good_row_becomes_a_bar_and_decimal_strings_are_numbers() -> None:
         ({5: -1.0}, "volume -1.0 is negative"),
         ({3: None}, "not all numbers"),
         ({3: "abc"}, "not all numbers"),
+        ({3: 10**400}, "not all numbers"),
         ({5: True}, "not all numbers"),
     ],
 )

@@ -167,6 +167,24 @@ async def test_a_dead_provider_leaves_what_is_stored_and_says_what_is_missing(ho
     assert (await house.bars("FULL", start_ms=START_MS, end_ms=START_MS + 2 * HOUR_MS)).bars == FULL[:120]
 
 
+async def test_all_that_is_stored_is_served_in_one_answer_when_the_provider_fails_on_the_way(house: House) -> None:
+    hour = HOUR_MS
+    await house.bars("FULL", start_ms=START_MS, end_ms=START_MS + hour)
+    await house.bars("FULL", start_ms=START_MS + 5 * hour, end_ms=START_MS + 6 * hour)
+
+    def down(_: int, __: TimeRange) -> Page | None:
+        raise NetworkPluginError("connection refused")
+
+    house.plugin.fault = down
+    stored = FULL[:60] + FULL[300:360]
+    calls = len(house.plugin.calls)
+    first = await house.bars("FULL", start_ms=START_MS, end_ms=START_MS + 8 * hour, limit=100)
+    assert first.bars == stored[:100]
+    assert len(house.plugin.calls) == calls + 1
+    last = await house.bars("FULL", end_ms=START_MS + 6 * hour, limit=60)
+    assert last.bars == stored[60:]
+
+
 async def test_a_stored_series_is_served_though_its_provider_cannot_even_list_it(
     house: House, store: BarStore, clock: ManualClock
 ) -> None:
