@@ -19,23 +19,12 @@ from urllib.parse import urlsplit
 from dotenv.parser import parse_stream
 
 from domain.errors import CandleryError
+from plugins.ccxt_rules import DEFAULT_EXCHANGES
 
 PREFIX = "CANDLERY_"
 #: Variables that only the tests read: no settings, and no mistakes either.
 TEST_VARIABLES = ("CANDLERY_TEST_", "CANDLERY_RECORDINGS")
 MASK = "***"
-CRYPTO_EXCHANGES = (
-    "binance",
-    "bybit",
-    "coinbase",
-    "coinbaseexchange",
-    "kraken",
-    "okx",
-    "bitstamp",
-    "kucoin",
-    "gate",
-    "bitfinex",
-)
 
 
 class ConfigError(CandleryError):
@@ -218,7 +207,7 @@ class BaseConfig:
     crypto_exchanges: Annotated[
         tuple[str, ...],
         _comma_list("CCXT exchange ids of the market `crypto`", r"[a-z0-9]+", "use CCXT exchange ids, like kraken,okx"),
-    ] = CRYPTO_EXCHANGES
+    ] = DEFAULT_EXCHANGES
     alpaca_key_id: Annotated[str, _secret("Alpaca's API key id")] = ""
     alpaca_secret_key: Annotated[str, _secret("Alpaca's API secret key")] = ""
     alpaca_feed: Annotated[

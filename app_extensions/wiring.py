@@ -23,6 +23,7 @@ from services.data_sources.aggregate_source import AggregateSource
 from services.data_sources.cache_source import CacheSource
 from services.data_sources.db_source import DbSource
 from services.data_sources.plugin_source import PluginSource
+from services.data_sources.provisional_source import ProvisionalSource
 from services.market_service import MarketService, ProviderSettings
 from services.ohlcv import OhlcvService
 from services.redis_cache import RedisCache
@@ -101,7 +102,13 @@ async def _assemble(
     sessions = SessionService(StoredSessionRepository(database), clock=clock)
     local = (AggregateSource(store), DbSource(store))
     orchestrator = DataOrchestrator(
-        store, sessions, clock, cache=CacheSource(cache), local=local, plugin=PluginSource(store, local, clock)
+        store,
+        sessions,
+        clock,
+        cache=CacheSource(cache),
+        local=local,
+        plugin=PluginSource(store, local, clock),
+        last=ProvisionalSource(store),
     )
     return Services(
         config=config,

@@ -49,13 +49,15 @@ class DataOrchestrator:
         cache: CacheSource,
         local: Sequence[DataSource],
         plugin: PluginSource,
+        last: DataSource,
     ) -> None:
-        """Take the sources in the order they are asked: cache, those that read the store, the provider."""
+        """Take the sources in the order they are asked: cache, those that read the store, the provider, the last."""
         self._sessions = sessions
         self._store = store
         self._cache = cache
         self._local = local
         self._plugin = plugin
+        self._last = last
         self._clock = clock
         self._forming: dict[tuple[object, ...], tuple[int, list[Bar]]] = {}
         self._forming_turn = asyncio.Lock()
@@ -74,11 +76,10 @@ class DataOrchestrator:
         wanted = RangeSet((ask.range,))
         cached = await self._cache.read(ask, wanted, trace)
         rest = wanted - cached.known
-        fresh = await consult((*self._local, self._plugin), ask, rest, trace) if rest else SourceAnswer()
+        fresh = await consult((*self._local, self._plugin, self._last), ask, rest, trace) if rest else SourceAnswer()
         if fresh.lasting:
             await self._cache.keep(ask, fresh)
-        missing = rest - fresh.settled
-        gaps = [Gap(t.range, t.verdict) for t in await self._explain(ask, missing)]
+        gaps = [Gap(t.range, t.verdict) for t in await self._explain(ask, rest, fresh)]
         return Bars(merge(cached.bars, fresh.bars), trace.sources, gaps, trace.error)
 
     async def coverage(self, ask: Ask) -> list[Tile]:
@@ -88,8 +89,8 @@ class DataOrchestrator:
             knowledge = await self._store.knowledge(ask.stored.id, Timeframe.M1, ask.range)
             data = await self._store.runs(ask.stored.id, Timeframe.M1, ask.range, folded=True)
             return tile(wanted, data=data, closed=ask.closed, knowledge=knowledge)
-        answer = await consult(self._local, ask, wanted, Trace())
-        knowledge = await self._knowledge(ask)
+        answer = await consult((*self._local, self._last), ask, wanted, Trace())
+        knowledge = await self._knowledge(ask, answer)
         settled = knowledge._replace(confirmed=knowledge.confirmed | (answer.settled - knowledge.not_listed))
         data = runs_of(answer.bars, ask.timeframe) & answer.settled
         return tile(wanted, data=data, closed=ask.closed, knowledge=settled)
@@ -135,13 +136,19 @@ class DataOrchestrator:
         accounted = knowledge.answered | knowledge.not_listed | ask.closed
         return accounted, end_ms if stored_ms is None else min(stored_ms, end_ms)
 
-    async def _explain(self, ask: Ask, missing: RangeSet) -> list[Tile]:
+    async def _explain(self, ask: Ask, wanted: RangeSet, answer: SourceAnswer) -> list[Tile]:
+        missing = wanted - answer.settled
         if not missing:
             return []
-        knowledge = await self._knowledge(ask)
+        knowledge = await self._knowledge(ask, answer)
         return tile(missing, data=RangeSet(), closed=RangeSet(), knowledge=knowledge)
 
-    async def _knowledge(self, ask: Ask) -> Knowledge:
+    async def _knowledge(self, ask: Ask, answer: SourceAnswer) -> Knowledge:
+        """What the ledger says, in buckets of the timeframe; what an answer knows was answered for."""
+        found = await self._native_knowledge(ask)
+        return found._replace(answered=found.answered | (answer.known - answer.settled))
+
+    async def _native_knowledge(self, ask: Ask) -> Knowledge:
         """What the ledger says of the provider's own timeframe, in buckets of the one asked for."""
         found = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
         if ask.native is ask.timeframe:

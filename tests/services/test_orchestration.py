@@ -293,6 +293,22 @@ async def test_hours_are_folded_from_minutes_where_those_are_known_and_asked_for
     assert (await house.bars("FULL", **question)).sources == ["cache"]
 
 
+async def test_hours_of_thin_minutes_are_still_served_when_the_provider_is_gone(house: House) -> None:
+    """The provider's own hours would be better; without it the folded minutes are, and are told as provisional."""
+    day = {"start_ms": START_MS, "end_ms": START_MS + DAY_MS}
+    await house.bars(**day, limit=2000)
+
+    def down(_: int, __: TimeRange) -> Page | None:
+        raise NetworkPluginError("connection refused")
+
+    house.plugin.fault = down
+    hours = await house.bars(timeframe="1h", **day)
+    assert hours.bars == fold(between(MARKET, START_MS, START_MS + DAY_MS), Timeframe.H1)
+    assert verdicts(hours) == {Verdict.UNCONFIRMED_EMPTY}
+    tiles = await house.coverage(START_MS, START_MS + DAY_MS, "1h")
+    assert {tile.verdict for tile in tiles} <= {Verdict.UNCONFIRMED_EMPTY, Verdict.DATA}
+
+
 @pytest.mark.parametrize("timeframe", ["3m", "5m", "30m", "2h", "4h", "12h", "3d"])
 async def test_a_timeframe_that_the_provider_lacks_is_folded_from_the_coarsest_it_has(
     house: House, timeframe: str

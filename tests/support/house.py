@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.sessions import InMemorySessionRepository, SessionService
-
 from domain.bar import Bar
 from domain.errors import UnknownMarketError, UnknownProviderError
 from domain.series import Series
@@ -20,9 +18,11 @@ from services.data_sources.aggregate_source import AggregateSource
 from services.data_sources.cache_source import CacheSource
 from services.data_sources.db_source import DbSource
 from services.data_sources.plugin_source import PluginSource
+from services.data_sources.provisional_source import ProvisionalSource
 from services.feed import FeedLimits
 from services.market_service import MarketService, ProviderSettings
 from services.ohlcv import OhlcvService
+from services.sessions import InMemorySessionRepository, SessionService
 from tests.support.clock import ManualClock
 from tests.support.scripted import ScriptedPlugin
 
@@ -98,5 +98,13 @@ def make_house(store: BarStore, clock: ManualClock, plugin: ScriptedPlugin, *, c
     sessions = SessionService(InMemorySessionRepository(), clock=clock)
     local = (AggregateSource(store), DbSource(store))
     plugin_source = PluginSource(store, local, clock)
-    orchestrator = DataOrchestrator(store, sessions, clock, cache=CacheSource(cache), local=local, plugin=plugin_source)
+    orchestrator = DataOrchestrator(
+        store,
+        sessions,
+        clock,
+        cache=CacheSource(cache),
+        local=local,
+        plugin=plugin_source,
+        last=ProvisionalSource(store),
+    )
     return House(plugin, store, clock, markets, OhlcvService(markets, orchestrator, clock), cache)
