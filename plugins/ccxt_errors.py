@@ -3,6 +3,7 @@
 The classes are told by name, so that CCXT need not be imported for it.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -29,6 +30,7 @@ ERROR_KINDS: Mapping[str, type[PluginError]] = {
 }
 ERRORS_MODULE = "ccxt.base.errors"
 _LONGEST_TEXT = 300
+_URL_QUERY = re.compile(r"(https?://[^\s?]+)\?\S*")
 #: Exchanges' words for an unknown market that CCXT does not take for one.
 _UNKNOWN_SYMBOL_SIGNS = ("EQuery:Unknown asset pair",)
 
@@ -71,7 +73,8 @@ def _is_passing(exc: Exception, status: int | None) -> bool:
 
 
 def _one_line(exc: Exception) -> str:
-    text = " ".join(f"{type(exc).__name__}: {exc}".split())
+    # A signed call's query holds its signature.
+    text = _URL_QUERY.sub(r"\1", " ".join(f"{type(exc).__name__}: {exc}".split()))
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 

@@ -99,3 +99,9 @@ def test_the_venues_clock_is_its_date_header():
     assert venue_ms({"DATE": "Wed, 01 May 2024 00:00:07 GMT"}) == 1_714_521_607_000
     assert venue_ms({"Date": "yesterday"}) is None
     assert venue_ms({}) is None
+
+
+def test_an_error_shows_no_query_of_a_call_since_it_may_be_signed() -> None:
+    raised = ConnectionError("binance GET https://api.binance.com/x?timestamp=1&signature=c0ffee timed out")
+    detail = translate(raised, status=None, headers={}).detail
+    assert detail == "ConnectionError: binance GET https://api.binance.com/x timed out"
