@@ -125,12 +125,14 @@ class Page(msgspec.Struct, frozen=True):
             row was thrown away is not covered.
         rejected: what was wrong with each row that was thrown away.
         venue_ms: the provider's own clock when it answered, where it says; UTC epoch milliseconds.
+        vouched: False where a provider that usually vouches for emptiness does not do so here.
     """
 
     bars: Sequence[Bar]
     covered: RangeSet
     rejected: Sequence[str] = ()
     venue_ms: int | None = None
+    vouched: bool = True
 
 
 class Credentials(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from domain.bar import Bar
+from domain.bar import Bar, within
 from domain.clock import SystemClock
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
@@ -37,7 +37,7 @@ BEGAN_MS = 1_420_070_400_000
 
 _NEW_YORK = ZoneInfo("America/New_York")
 _OPENS, _CLOSES = time(9, 30), time(16)
-_SATURDAY = 5
+_SATURDAY, _SUNDAY = 5, 6
 _BARS_PER_CALL = 10_000
 #: Minutes made at a stretch, so that nobody waits for more than a few milliseconds.
 _CHUNK = 1_000
@@ -58,6 +58,8 @@ class _Spec(NamedTuple):
         volume: of a usual minute.
         calendar: None: around the clock.
         listed: the date of its first minute.
+        vouched: whether the simulator vouches for its silent minutes; if not, they are provisional at first.
+        down_on: a weekday (0 is Monday, in UTC) on which its feed never answers.
     """
 
     symbol: str
@@ -69,6 +71,8 @@ class _Spec(NamedTuple):
     volume: float
     calendar: str | None = None
     listed: str = "2015-01-01"
+    vouched: bool = True
+    down_on: int | None = None
 
     @property
     def listed_ms(self) -> int:
@@ -98,10 +102,10 @@ _SYMBOLS = {
         _Spec("EMBER/USD", "Ember", 2.2, 5, 0.0010, 0.30, 20_000),
         _Spec("FJORD/USD", "Fjord", 0.75, 6, 0.0009, 0.40, 60_000),
         _Spec("GARNET/USD", "Garnet", 410, 2, 0.0008, 0.50, 45),
-        _Spec("HEATH/USD", "Heath", 60, 3, 0.0008, 0.60, 300),
+        _Spec("HEATH/USD", "Heath, feed down on Sundays", 60, 3, 0.0008, 0.60, 300, down_on=_SUNDAY),
         _Spec("IRIS/USD", "Iris", 5.1, 4, 0.0010, 0.70, 1_500),
         _Spec("JUNIPER/USD", "Juniper", 0.09, 7, 0.0010, 0.80, 90_000),
-        _Spec("KELP/USD", "Kelp", 18, 4, 0.0008, 0.90, 200),
+        _Spec("KELP/USD", "Kelp, silence not vouched for", 18, 4, 0.0008, 0.90, 200, vouched=False),
         _Spec("LICHEN/USD", "Lichen, hardly ever", 250, 2, 0.0007, 0.95, 3),
         _Spec("AMBER/DEMO", "Amber in Demo", 0.075, 7, 0.0005, 0.25, 40),
         _Spec("MARBLE/USD", "Marble, since 2018", 90, 3, 0.0009, 0.10, 500, listed="2018-06-01"),
@@ -166,14 +170,23 @@ class DemoPlugin(MarketPlugin):
         now_ms = self._now_ms()
         start_ms = timeframe.ceil(wanted.start_ms)
         end_ms = min(wanted.end_ms, start_ms + _BARS_PER_CALL * MINUTE_MS)
-        stream = _Stream(_SYMBOLS[symbol], self._seed)
+        spec = _SYMBOLS[symbol]
+        stream = _Stream(spec, self._seed)
         bars: list[Bar] = []
         for first, last in stream.chunks(start_ms, min(end_ms, now_ms)):
             bars += stream.bars(first, last)
             await asyncio.sleep(0)
         if bars and bars[-1].ts + MINUTE_MS > now_ms:
             bars[-1:] = stream.forming(bars[-1], now_ms)
-        return Page(bars, RangeSet.of(wanted.start_ms, end_ms), venue_ms=now_ms)
+        covered = RangeSet.of(wanted.start_ms, end_ms)
+        down = _days(spec.down_on, wanted.start_ms, end_ms) & covered
+        return Page(
+            within(bars, covered - down),
+            covered - down,
+            rejected=[f"the simulated feed of {symbol} is down on this day of the week"] if down else (),
+            venue_ms=now_ms,
+            vouched=spec.vouched,
+        )
 
 
 def _clock(option: object) -> Callable[[], int]:
@@ -294,6 +307,14 @@ def _new_york_hours(start_ms: int, end_ms: int) -> Iterator[tuple[int, int]]:
         if day.weekday() < _SATURDAY:
             yield _new_york_ms(day, _OPENS), _new_york_ms(day, _CLOSES)
         day += timedelta(days=1)
+
+
+def _days(weekday: int | None, start_ms: int, end_ms: int) -> RangeSet:
+    """The days of a weekday, in UTC, that touch the range."""
+    if weekday is None:
+        return RangeSet()
+    days = Timeframe.D1.starts(Timeframe.D1.floor(start_ms), end_ms)
+    return RangeSet((day, day + DAY_MS) for day in days if _date(day).weekday() == weekday)
 
 
 def _date(ts_ms: int) -> date:

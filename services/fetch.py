@@ -102,7 +102,7 @@ class Fetch:
 
     async def _keep(self, page: Page) -> None:
         covered, bars = self._final_part(page)
-        vouched = self._feed.capabilities.vouches_empty
+        vouched = self._feed.capabilities.vouches_empty and page.vouched
         await self._store.record(self._series_id, self._timeframe, bars=bars, answered=covered, vouched=vouched)
         self._done |= covered
 

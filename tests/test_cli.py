@@ -164,3 +164,34 @@ async def test_the_first_query_of_the_readme_gets_the_answer_that_stands_there(t
     process, address = await serving(tmp_path)
     assert await ask(address, found[1]) == json.loads(found[2])
     assert await end(process, signal.SIGTERM) == 0
+
+
+async def test_the_demo_market_shows_every_verdict(tmp_path: Path) -> None:
+    """2024-03-10 was a Sunday."""
+    process, address = await serving(tmp_path)
+    found: dict[str, set[str]] = {}
+    for symbol, since, until in (
+        ("DEMO/USD", "2024-03-08", "2024-03-09"),
+        ("AMBER/USD", "2024-03-08", "2024-03-09"),
+        ("KELP/USD", "2024-03-08", "2024-03-09"),
+        ("HEATH/USD", "2024-03-09", "2024-03-12"),
+        ("HARBOR", "2024-03-08", "2024-03-09"),
+        ("OPAL/USD", "2024-03-14", "2024-03-16"),
+    ):
+        series = f"market=demo&provider=sim&symbol={symbol}"
+        await ask(address, f"/api/v1/ohlcv?{series}&start={since}&end={until}&limit=10000")
+        coverage = await ask(address, f"/api/v1/coverage?{series}&start={since}&end={until}")
+        found[symbol] = set(coverage["summary"])  # type: ignore[call-overload]
+    before = await ask(
+        address, "/api/v1/coverage?market=demo&provider=sim&symbol=DEMO/USD&start=2023-01-01&end=2023-01-02"
+    )
+    assert await end(process, signal.SIGTERM) == 0
+    assert found == {
+        "DEMO/USD": {"data"},
+        "AMBER/USD": {"data", "no_trades"},
+        "KELP/USD": {"data", "unconfirmed_empty"},
+        "HEATH/USD": {"data", "no_trades", "fetch_failed"},
+        "HARBOR": {"data", "closed_session"},
+        "OPAL/USD": {"data", "no_trades", "not_listed"},
+    }
+    assert set(before["summary"]) == {"never_fetched"}  # type: ignore[call-overload]
