@@ -170,7 +170,9 @@ async def test_a_server_that_somebody_else_started_on_the_folder_is_left_alone(f
     )
     os.close(output)
     try:
-        await eventually((folder / "cluster/data/postmaster.pid").exists)
+        # Ready, and not only there: our start makes the socket's folder anew, which one still starting would miss.
+        note = folder / "cluster/data/postmaster.pid"
+        await eventually(lambda: note.exists() and "ready" in note.read_text(encoding="utf-8"))
         with pytest.raises(EmbeddedPostgresError, match=f"(?s)already exists.*{theirs.pid}"):
             await EmbeddedPostgres(folder).open()
         assert theirs.returncode is None
