@@ -13,10 +13,13 @@ from services.data_sources.base import Ask
 from services.fill import Fill, fill_previous
 from services.market_service import Listing
 
-#: How often a window is widened in the search for enough bars of a thinly traded symbol.
-FORWARD_ROUNDS = 12
-BACKWARD_ROUNDS = 6
+#: Windows that one answer looks at; what a thinly traded symbol has beyond them is on the next page.
+ROUNDS = 24
+#: A window that held too little is followed by one so many times as wide, up to the widest, in buckets.
 WIDENING = 4
+WIDEST = 20_000
+#: The search for the last bars ends where so many windows in a row held none.
+EMPTY_WINDOWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ class BarWalk:
         answer, limit = self._answer, self._query.limit
         first = at = self._tf.ceil(start_ms)
         width = limit
-        for _ in range(FORWARD_ROUNDS):
+        for _ in range(ROUNDS):
             if at >= self._stop_ms or len(answer.bars) >= limit:
                 break
             window = TimeRange(at, min(self._stop_ms, self._tf.back(at, -width)))
@@ -105,7 +108,7 @@ class BarWalk:
             if not got.bars:
                 at = await self._skip_empty(at)
             if len(got.bars) * WIDENING < width:
-                width *= WIDENING
+                width = max(width, min(width * WIDENING, WIDEST))
         self._fill(RangeSet.of(first, at))
         if at >= self._stop_ms and len(answer.bars) < limit:
             await self._append_forming(max(first, self._stop_ms))
@@ -115,9 +118,9 @@ class BarWalk:
     async def backward(self) -> OhlcvAnswer:
         """The last `limit` bars before the end."""
         answer, limit = self._answer, self._query.limit
-        at, width = self._stop_ms, limit
-        for _ in range(BACKWARD_ROUNDS):
-            if len(answer.bars) >= limit or at <= 0:
+        at, width, empty = self._stop_ms, limit, 0
+        for _ in range(ROUNDS):
+            if len(answer.bars) >= limit or at <= 0 or empty == EMPTY_WINDOWS:
                 break
             window = TimeRange(await self._open_back(at, width), at)
             got = await self._take(window, newest_first=True)
@@ -126,7 +129,8 @@ class BarWalk:
                 break
             if not got.bars and await self._unlisted(window):
                 break
-            width = max(width * WIDENING, self._page_size)
+            empty = 0 if got.bars else empty + 1
+            width = max(limit, min(max(width * WIDENING, self._page_size), WIDEST))
         if answer.bars:
             self._fill(RangeSet.of(answer.bars[0].ts, self._stop_ms))
         await self._append_forming(self._stop_ms)

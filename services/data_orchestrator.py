@@ -1,6 +1,5 @@
 """One way of asking for bars: cache, aggregates, database, provider, each for what the ones before did not know."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from services.data_sources.cache_source import CacheSource
 from services.data_sources.plugin_source import PluginSource
 from services.market_service import Listing
 from services.sessions import SessionService
+from services.turns import Turns
 
 #: The forming bar may be this old before the provider is asked for it again.
 FORMING_TTL_MS = 1_000
@@ -60,7 +60,7 @@ class DataOrchestrator:
         self._last = last
         self._clock = clock
         self._forming: dict[tuple[object, ...], tuple[int, list[Bar]]] = {}
-        self._forming_turn = asyncio.Lock()
+        self._forming_turns = Turns()
 
     async def ask(self, listing: Listing, timeframe: Timeframe, wanted: TimeRange, now_ms: int) -> Ask:
         """A question with the venue's closed hours in it."""
@@ -100,14 +100,15 @@ class DataOrchestrator:
         if ask.feed is None or ask.stored_only or ask.range.length_ms <= 0:
             return []
         key = (ask.series, ask.timeframe, ask.range)
-        async with self._forming_turn:
+        async with self._forming_turns.of(key):
             now_ms = self._clock.now_ms()
             self._forming = {k: kept for k, kept in self._forming.items() if now_ms - kept[0] < FORMING_TTL_MS}
-            if key not in self._forming:
-                page = await ask.feed.page(ask.series.symbol, ask.native, ask.range)
-                bars = list(page.bars) if ask.native is ask.timeframe else fold(page.bars, ask.timeframe)
-                self._forming[key] = (now_ms, bars)
-            return self._forming[key][1]
+            if key in self._forming:
+                return self._forming[key][1]
+            page = await ask.feed.page(ask.series.symbol, ask.native, ask.range)
+            bars = list(page.bars) if ask.native is ask.timeframe else fold(page.bars, ask.timeframe)
+            self._forming[key] = (now_ms, bars)
+            return bars
 
     async def is_unlisted(self, ask: Ask) -> bool:
         """Whether the symbol did not trade yet anywhere in the range."""

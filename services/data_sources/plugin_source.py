@@ -1,18 +1,15 @@
 """Bars from the provider itself. What it gives is stored first, and answered from the store."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import ClassVar
 
 from domain.clock import Clock
-from domain.series import Series
 from domain.time_range import RangeSet
-from domain.timeframe import Timeframe
 from services.bar_store import BarStore
 from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace, consult
 from services.feed import Feed
 from services.fetch import ErrandLimits, Fetch
+from services.turns import Turns
 
 #: For one question; what is left stays `never_fetched`, and the next question goes on from there.
 QUESTION = ErrandLimits(calls=100, seconds=12)
@@ -30,13 +27,14 @@ class PluginSource(DataSource):
         self._store = store
         self._local = local
         self._clock = clock
-        self._turns: dict[tuple[Series, Timeframe], tuple[asyncio.Lock, int]] = {}
+        #: One fetch at a time for a series and timeframe; who waited finds the bars in the store.
+        self._turns = Turns()
 
     async def read(self, ask: Ask, wanted: RangeSet, trace: Trace) -> SourceAnswer:
         """Fetch and store what is missing, then answer from the store."""
         if ask.feed is None or ask.stored_only:
             return SourceAnswer()
-        async with self._turn(ask):
+        async with self._turns.of((ask.series, ask.native)):
             known = (await consult(self._local, ask, wanted, Trace())).known
             missing = await self._worth_asking(ask, wanted - known)
             fetched = bool(missing) and await self._fetch(ask, ask.feed, missing, trace)
@@ -45,20 +43,6 @@ class PluginSource(DataSource):
         for name in [self.name] if fetched and answer.bars else local.sources:
             trace.gave(name)
         return answer
-
-    @asynccontextmanager
-    async def _turn(self, ask: Ask) -> AsyncIterator[None]:
-        """One fetch at a time for a series and timeframe; who waited finds the bars in the store."""
-        key = (ask.series, ask.native)
-        lock, users = self._turns.get(key, (asyncio.Lock(), 0))
-        self._turns[key] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._turns.pop(key)
-            if users > 1:
-                self._turns[key] = (lock, users - 1)
 
     async def _worth_asking(self, ask: Ask, missing: RangeSet) -> RangeSet:
         """Leave out closed hours, what failed a moment ago, and what lies beyond the provider's memory."""
@@ -78,7 +62,7 @@ class PluginSource(DataSource):
         span = unknown.span
         if ask.feed is None or ask.stored_only or span is None:
             return False
-        async with self._turn(ask):
+        async with self._turns.of((ask.series, ask.native)):
             return await self._fetch(ask, ask.feed, RangeSet((span,)), Trace(), PEEK)
 
     async def _fetch(

@@ -97,6 +97,14 @@ async def test_the_last_bars_before_an_end_are_found_through_thin_trade(store: B
     assert answer.next_ms is None
 
 
+async def test_many_last_bars_of_a_thin_symbol_are_all_found(store: BarStore, clock: ManualClock) -> None:
+    thin = random_minutes(4, 25 * 1440, holes=0.95)
+    capabilities = Capabilities(timeframes=(Timeframe.M1,), bars_per_call=10_000, calls_per_second=1e4)
+    house = make_house(store, clock, ScriptedPlugin({"A/B": thin}, capabilities=capabilities))
+    answer = await house.bars(end_ms=START_MS + 25 * DAY_MS, limit=1500)
+    assert answer.bars == thin[-1500:]
+
+
 async def test_the_first_bars_after_a_start_are_found_behind_years_of_nothing(
     store: BarStore, clock: ManualClock
 ) -> None:
