@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from dotenv.parser import parse_stream
 
 from domain.errors import CandleryError
-from plugins.ccxt_rules import DEFAULT_EXCHANGES
+from plugins.ccxt_rules import DEFAULT_EXCHANGES, exchange_ids
 
 PREFIX = "CANDLERY_"
 #: Variables that only the tests read: no settings, and no mistakes either.
@@ -278,8 +278,17 @@ class BaseConfig:
         if bool(self.alpaca_key_id) != bool(self.alpaca_secret_key):
             missing = "SECRET_KEY" if self.alpaca_key_id else "KEY_ID"
             yield f"{PREFIX}ALPACA_{missing}", "it is missing; set both of Alpaca's keys, or neither"
+        yield from self._unknown_exchanges()
         if self.auth == "on":
             yield f"{PREFIX}AUTH", "authentication is not available in this version; use off and listen on 127.0.0.1"
+
+    def _unknown_exchanges(self) -> Iterator[tuple[str, str]]:
+        for name, ids in (("CRYPTO_EXCHANGES", self.crypto_exchanges), ("CCXT_OPTIONS", self.ccxt_options)):
+            unknown = [one for one in ids if one not in exchange_ids()]
+            if unknown and isinstance(ids, tuple | Mapping):
+                close = get_close_matches(unknown[0], exchange_ids(), n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                yield f"{PREFIX}{name}", f"CCXT has no exchange {', '.join(map(repr, unknown))}{hint}"
 
     def __repr__(self) -> str:
         """All settings, the secret ones masked."""

@@ -279,3 +279,11 @@ def test_a_config_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         config.port = 1  # type: ignore[misc]
     assert replace(config, port=1).port == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CANDLERY_CRYPTO_EXCHANGES", "kraken,binanse"), ("CANDLERY_CCXT_OPTIONS", '{"binanse": {}}')]
+)
+def test_an_exchange_that_ccxt_lacks_is_named_with_the_one_that_may_be_meant(name: str, value: str):
+    with pytest.raises(ConfigError, match=f"{name}: CCXT has no exchange 'binanse'; did you mean binance"):
+        load_config({name: value}, env_file=None)
