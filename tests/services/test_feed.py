@@ -53,7 +53,7 @@ async def test_a_long_wait_is_not_sat_out_but_told_to_the_caller_and_holds_for_a
     for _ in range(3):
         with pytest.raises(RateLimitPluginError) as raised:
             await feed.page("A/B", Timeframe.M1, HOUR)
-        assert raised.value.retry_after_s == pytest.approx(60, abs=2)
+        assert raised.value.retry_after_s == pytest.approx(60, abs=30)
     assert feed.calls == 1
 
 
