@@ -116,7 +116,7 @@ class DataOrchestrator:
         return knowledge.not_listed.covers(RangeSet((ask.range,)))
 
     async def skip_empty(self, ask: Ask) -> int:
-        """How far the range is surely empty from its start on: up to the next bar, or to where nobody asked yet.
+        """How far from its start on the range has nothing to give: up to the next bar, or to what can be asked for.
 
         A provider that answers with its first bars, however far ahead they lie, is asked once.
         """
@@ -134,7 +134,7 @@ class DataOrchestrator:
         knowledge = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
         stored_ms = await self._store.next_bar_ts(ask.stored.id, ask.native, ask.range.start_ms)
         end_ms = ask.range.end_ms
-        accounted = knowledge.answered | knowledge.not_listed | ask.closed
+        accounted = knowledge.answered | knowledge.not_listed | ask.closed | ask.forgotten
         return accounted, end_ms if stored_ms is None else min(stored_ms, end_ms)
 
     async def _explain(self, ask: Ask, wanted: RangeSet, answer: SourceAnswer) -> list[Tile]:

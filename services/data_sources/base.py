@@ -53,6 +53,12 @@ class Ask:
         return self.capabilities.native_for(self.timeframe) or self.timeframe
 
     @property
+    def forgotten(self) -> RangeSet:
+        """What lies beyond the provider's memory: it is of no use to ask for it."""
+        reach = self.capabilities.history_bars
+        return RangeSet() if reach is None else RangeSet.of(0, self.native.back(self.now_ms, reach - 1))
+
+    @property
     def folds_minutes(self) -> bool:
         """Whether minutes may be folded into this timeframe."""
         limit = self.capabilities.folds_below

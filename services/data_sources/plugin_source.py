@@ -46,16 +46,12 @@ class PluginSource(DataSource):
 
     async def _worth_asking(self, ask: Ask, missing: RangeSet) -> RangeSet:
         """Leave out closed hours, what failed a moment ago, and what lies beyond the provider's memory."""
-        missing = missing.outward(ask.native) - ask.closed
+        missing = missing.outward(ask.native) - ask.closed - ask.forgotten
         span = missing.span
         if span is None:
             return missing
         knowledge = await self._store.knowledge(ask.stored.id, ask.native, span)
-        missing -= knowledge.resting(self._clock.now_ms())
-        reach = ask.capabilities.history_bars
-        if reach is not None:
-            missing &= RangeSet.of(ask.native.back(ask.now_ms, reach - 1), ask.now_ms)
-        return missing
+        return missing - knowledge.resting(self._clock.now_ms())
 
     async def peek(self, ask: Ask, unknown: RangeSet) -> bool:
         """Ask once from the start of what is unknown on; whether the provider answered."""

@@ -398,6 +398,11 @@ async def test_what_lies_beyond_a_providers_memory_is_not_asked_for(store: BarSt
     clock._now_ms = END_MS
     old = await house.bars(start_ms=START_MS, end_ms=START_MS + HOUR_MS)
     assert (old.bars, verdicts(old), house.plugin.calls) == ([], {Verdict.NEVER_FETCHED}, [])
+    from_long_ago = await house.bars(start_ms=START_MS - 3000 * DAY_MS, limit=100)
+    remembered = START_MS + 3 * DAY_MS - 719 * MINUTE_MS
+    assert from_long_ago.bars == between(FULL, remembered, remembered + 100 * MINUTE_MS)
+    assert from_long_ago.gaps == [Gap(TimeRange(START_MS - 3000 * DAY_MS, remembered), Verdict.NEVER_FETCHED)]
+    assert len(house.plugin.calls) <= 2
     assert (await house.bars(limit=700)).bars == FULL[-701:-1]
 
 
