@@ -1,8 +1,9 @@
 """A provider as the services use it: one plugin instance behind its rate budget, with retries."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_after_delay
 from tenacity.wait import wait_random_exponential
@@ -13,6 +14,7 @@ from plugins.base import Capabilities, MarketPlugin, Page, PluginError, RateLimi
 from services.rate_budget import RateBudget
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _BACKOFF = wait_random_exponential(multiplier=0.2, max=3)
 #: Without a word from the provider on how long to wait after "too many calls".
@@ -36,7 +38,7 @@ class Feed:
         self.plugin = plugin
         self.budget = budget
         self._limits = limits
-        #: Calls made, for metrics and tests.
+        #: Calls made, also for lists of symbols.
         self.calls = 0
 
     @property
@@ -46,45 +48,32 @@ class Feed:
 
     async def page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
         """One page of bars, asked for again after passing faults."""
-        async for attempt in self._retrying():
-            with attempt:
-                return await self._page_once(symbol, timeframe, wanted)
-        raise AssertionError("unreachable: the last failure is raised")  # pragma: no cover
+        return await self._retrying(lambda: self.plugin.fetch_page(symbol, timeframe, wanted))
 
     async def symbols(self) -> Mapping[str, SymbolInfo]:
         """Every symbol of the provider, asked for again after passing faults."""
-        async for attempt in self._retrying():
-            with attempt:
-                return await self._guarded_symbols()
-        raise AssertionError("unreachable: the last failure is raised")  # pragma: no cover
+        return await self._retrying(self.plugin.fetch_symbols)
 
-    def _retrying(self) -> AsyncRetrying:
-        return AsyncRetrying(
+    async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+        retrying = AsyncRetrying(
             retry=retry_if_exception(self._worth_another_try),
             stop=stop_after_attempt(self._limits.attempts) | stop_after_delay(self._limits.total_s),
             wait=_wait_s,
             before_sleep=_log_retry,
             reraise=True,
         )
+        return await retrying(self._within_budget, call)
 
     def _worth_another_try(self, exc: BaseException) -> bool:
         if not isinstance(exc, PluginError) or not exc.retryable:
             return False
         return (exc.retry_after_s or 0) <= self._limits.patience_s
 
-    async def _page_once(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+    async def _within_budget(self, call: Callable[[], Awaitable[T]]) -> T:
         await self.budget.take(patience_s=self._limits.patience_s)
         self.calls += 1
         try:
-            return await self.plugin.fetch_page(symbol, timeframe, wanted)
-        except RateLimitPluginError as exc:
-            self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
-            raise
-
-    async def _guarded_symbols(self) -> Mapping[str, SymbolInfo]:
-        await self.budget.take(patience_s=self._limits.patience_s)
-        try:
-            return await self.plugin.fetch_symbols()
+            return await call()
         except RateLimitPluginError as exc:
             self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
             raise
