@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -59,6 +60,22 @@ async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     await server.close()
 
 
+@asynccontextmanager
+async def a_database(server_url: str, name: str, *, template: str = "template1") -> AsyncIterator[str]:
+    """A database of this name for the block; the URL that leads to it."""
+    admin = await asyncpg.connect(server_url)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield with_database(server_url, name)
+        try:
+            # Not by force at once: that would end autovacuum's worker too, which not every role may do.
+            await admin.execute(f"DROP DATABASE {name}")
+        except asyncpg.ObjectInUseError:
+            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
 def with_database(dsn: str, name: str) -> str:
     """The same server, another database."""
     parts = urlsplit(dsn)
@@ -69,26 +86,19 @@ def with_database(dsn: str, name: str) -> str:
 async def template(postgres_url: str) -> AsyncIterator[tuple[str, Flavour]]:
     """Name and flavour of a migrated database that fresh ones are copied from."""
     name = f"candlery_template_{uuid4().hex[:8]}"
-    admin = await asyncpg.connect(postgres_url)
-    await admin.execute(f"CREATE DATABASE {name}")
-    pool = DatabasePool(with_database(postgres_url, name), max_size=1)
-    await pool.open()
-    flavour = await migrate(pool)
-    await pool.close()
-    yield name, flavour
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
+    async with a_database(postgres_url, name) as url:
+        pool = DatabasePool(url, max_size=1)
+        await pool.open()
+        flavour = await migrate(pool)
+        await pool.close()
+        yield name, flavour
 
 
 @pytest.fixture
 async def database_url(postgres_url: str, template: tuple[str, Flavour]) -> AsyncIterator[str]:
     """A fresh, migrated database."""
-    name = f"candlery_test_{uuid4().hex[:12]}"
-    admin = await asyncpg.connect(postgres_url)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template[0]}")
-    yield with_database(postgres_url, name)
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
+    async with a_database(postgres_url, f"candlery_test_{uuid4().hex[:12]}", template=template[0]) as url:
+        yield url
 
 
 @pytest.fixture

@@ -10,17 +10,13 @@ import pytest
 from app_extensions import migrations
 from app_extensions.db_pool import DatabasePool
 from app_extensions.migrations import Flavour, Migration, MigrationError, load_migrations, migrate
-from tests.conftest import with_database
+from tests.conftest import a_database
 
 
 @pytest.fixture
 async def empty_url(postgres_url: str) -> AsyncIterator[str]:
-    name = f"candlery_empty_{uuid4().hex[:12]}"
-    admin = await asyncpg.connect(postgres_url)
-    await admin.execute(f"CREATE DATABASE {name}")
-    yield with_database(postgres_url, name)
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
+    async with a_database(postgres_url, f"candlery_empty_{uuid4().hex[:12]}") as url:
+        yield url
 
 
 async def applied(url: str) -> list[int]:
