@@ -3,8 +3,7 @@
 from enum import StrEnum
 from typing import NamedTuple
 
-from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import Timeframe
+from domain.time_range import TimeRange
 
 
 class Series(NamedTuple):
@@ -30,30 +29,9 @@ class Verdict(StrEnum):
     FETCH_FAILED = "fetch_failed"
     NEVER_FETCHED = "never_fetched"
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the verdict is final: nothing is missing where it stands."""
-        return self in _KNOWN
-
-
-_KNOWN = frozenset({Verdict.DATA, Verdict.NO_TRADES, Verdict.CLOSED_SESSION, Verdict.NOT_LISTED})
-
 
 class Gap(NamedTuple):
     """A sub-range that is not known in full, and why."""
 
     range: TimeRange
     verdict: Verdict
-
-
-class BarQuery(NamedTuple):
-    """The one way of asking for bars: whole buckets of a series' timeframe that start in `range`."""
-
-    series: Series
-    timeframe: Timeframe
-    range: TimeRange
-
-    @property
-    def ranges(self) -> RangeSet:
-        """The range as a set."""
-        return RangeSet((self.range,))

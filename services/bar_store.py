@@ -188,12 +188,6 @@ class BarStore:
             value = await db.fetchval(self._sql["next_ts"], series_id, from_ms, timeframe.value)
         return None if value is None else int(value)
 
-    async def last_close_before(self, series_id: int, ts_ms: int) -> float | None:
-        """Close of the newest stored minute before `ts_ms`."""
-        async with self.database.connection() as db:
-            value = await db.fetchval(self._sql["last_before"], series_id, ts_ms)
-        return None if value is None else float(value)
-
     def _fold_query(self, source: Timeframe, timeframe: Timeframe) -> str:
         if source is timeframe and timeframe is not Timeframe.M1:
             return self._sql["read_level"].format(source=table_of(source))

@@ -20,7 +20,7 @@ class AggregateSource(DataSource):
         self._store = store
 
     async def read(self, ask: Ask, wanted: RangeSet, trace: Trace) -> SourceAnswer:
-        """Folded bars of the buckets in which each minute has its final verdict."""
+        """Folded bars of the buckets that this source picks of those whose every minute was answered for."""
         span = wanted.span
         if span is None or not ask.folds_minutes:
             return SourceAnswer()
@@ -29,11 +29,18 @@ class AggregateSource(DataSource):
         if not reach:
             return SourceAnswer()
         folded = await self._store.read_folded(ask.stored.id, ask.timeframe, span)
-        whole = await self._settled(ask, folded, knowledge, reach)
-        bars = within((item.bar for item in folded), whole)
+        known, settled = await self._pick(ask, folded, knowledge, reach)
+        bars = within((item.bar for item in folded), known)
         if bars:
             trace.gave(self.name)
-        return SourceAnswer(bars, whole, whole, whole & knowledge.answered.whole_buckets(ask.timeframe))
+        return SourceAnswer(bars, known, settled, settled & knowledge.answered.whole_buckets(ask.timeframe))
+
+    async def _pick(
+        self, ask: Ask, folded: list[FoldedBar], knowledge: Knowledge, reach: RangeSet
+    ) -> tuple[RangeSet, RangeSet]:
+        """Which buckets of `reach`, whose every minute was answered for, to give, and which of them are settled."""
+        settled = await self._settled(ask, folded, knowledge, reach)
+        return settled, settled
 
     async def _settled(self, ask: Ask, folded: list[FoldedBar], knowledge: Knowledge, reach: RangeSet) -> RangeSet:
         """Buckets of `reach` with a final verdict for every minute; minutes are looked at only where it is in doubt."""

@@ -93,6 +93,3 @@ SELECT min(ts) FROM (
     UNION ALL
     SELECT min(ts) FROM native_bars WHERE series_id = $1 AND timeframe = $3 AND ts >= $2
 ) AS either;
-
--- name: last_before
-SELECT close FROM bars_1m WHERE series_id = $1 AND ts < $2 ORDER BY ts DESC LIMIT 1;
