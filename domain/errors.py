@@ -6,7 +6,9 @@ CandleryError
 ├── UnknownNameError               give up: no such thing
 │   ├── UnknownMarketError
 │   ├── UnknownProviderError
-│   └── UnknownSymbolError
+│   ├── UnknownSymbolError
+│   └── NotFoundError
+├── ConflictError                  give up: look at the thing's state first
 ├── IncompleteError                wait: the caller asked for complete data only
 ├── DatabaseUnavailableError       wait: nothing can be answered or kept now
 └── PluginError                    see plugins.base: what a provider did
@@ -53,6 +55,14 @@ class UnknownProviderError(UnknownNameError):
 
 class UnknownSymbolError(UnknownNameError):
     """The provider has no such symbol."""
+
+
+class NotFoundError(UnknownNameError):
+    """There is no such thing, or it is no longer kept."""
+
+
+class ConflictError(CandleryError):
+    """The thing's present state does not allow that."""
 
 
 class IncompleteError(CandleryError):
