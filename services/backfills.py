@@ -1,4 +1,4 @@
-"""What a backfill is: a durable job over the missing minutes of some symbols, cut into chunks of one provider's page."""
+"""What a backfill is: a durable job over the missing minutes of some symbols, in chunks of one provider's page."""
 
 from enum import StrEnum
 from typing import NamedTuple

@@ -46,7 +46,7 @@ class Feed:
         """What the provider can do."""
         return self.plugin.capabilities
 
-    async def page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+    async def page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange, *, polite: bool = False) -> Page:  # noqa: ARG002
         """One page of bars, asked for again after passing faults."""
         return await self._retrying(lambda: self.plugin.fetch_page(symbol, timeframe, wanted))
 

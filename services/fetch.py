@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from domain.bar import Bar, within
 from domain.clock import Clock
@@ -25,30 +25,63 @@ class ErrandLimits(NamedTuple):
     seconds: float
 
 
+class Keeper(Protocol):
+    """Where an errand leaves what it got. Each call is all or nothing."""
+
+    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool) -> None:
+        """Store final bars and that the provider accounted for `covered`; `vouched`: its silence is proof."""
+        ...
+
+    async def fail(self, ranges: RangeSet, why: str) -> None:
+        """Write down that these could not be had."""
+        ...
+
+
+class StoreKeeper:
+    """Straight into the store."""
+
+    def __init__(self, store: BarStore, series_id: int, timeframe: Timeframe) -> None:
+        """Take the store, and whose bars they are."""
+        self._store = store
+        self._series_id = series_id
+        self._timeframe = timeframe
+
+    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool) -> None:
+        """Record bars and coverage in one transaction."""
+        await self._store.record(self._series_id, self._timeframe, bars=bars, answered=covered, vouched=vouched)
+
+    async def fail(self, ranges: RangeSet, why: str) -> None:
+        """Record the failure."""
+        await self._store.record_failure(self._series_id, self._timeframe, ranges, why)
+
+
 class Fetch:
-    """One errand to a provider. Every page is stored, with its coverage, before the next is asked for.
+    """One errand to a provider. Every page is kept, with its coverage, before the next is asked for.
 
     What could not be had is written down as failed, never as empty.
     """
 
     def __init__(
         self,
-        store: BarStore,
+        keeper: Keeper,
         feed: Feed,
         clock: Clock,
         *,
-        series_id: int,
         symbol: str,
         timeframe: Timeframe,
         limits: ErrandLimits,
+        polite: bool = False,
     ) -> None:
-        """Take where to fetch from and to; what lies beyond the limits stays never fetched."""
-        self._store = store
+        """Take where to fetch from and to; what lies beyond the limits stays never fetched.
+
+        `polite`: nobody waits for it, so callers for whom somebody does go first.
+        """
+        self._keeper = keeper
         self._feed = feed
         self._clock = clock
-        self._series_id = series_id
         self._symbol = symbol
         self._timeframe = timeframe
+        self._polite = polite
         self._calls_left = limits.calls
         self._deadline = time.monotonic() + limits.seconds
         self._done = RangeSet()
@@ -61,12 +94,10 @@ class Fetch:
         Oldest first they are few long windows, and the provider decides how far an answer reaches; newest first they
         are windows of one answer each.
         """
-        page_ms = self._feed.capabilities.bars_per_call * self._timeframe.nominal_ms
-        windows = _windows(missing, page_ms)
-        if newest_first:
-            windows = [part for window in reversed(windows) for part in _cut(window, page_ms, self._timeframe)]
+        page_ms = page_length_ms(self._feed, self._timeframe)
+        windows = joined_windows(missing, page_ms)
         try:
-            for window in windows:
+            for window in newest_pages(windows, page_ms, self._timeframe) if newest_first else windows:
                 await self._window(window)
         except PluginError as exc:
             log.warning("%s %s could not be fetched: %s", self._symbol, self._timeframe.value, exc)
@@ -86,7 +117,8 @@ class Fetch:
         start, skipped = window.start_ms, RangeSet()
         while start < window.end_ms and self._may_call():
             self._calls_left -= 1
-            page = await self._feed.page(self._symbol, self._timeframe, TimeRange(start, window.end_ms))
+            wanted = TimeRange(start, window.end_ms)
+            page = await self._feed.page(self._symbol, self._timeframe, wanted, polite=self._polite)
             self.answered = True
             await self._keep(page)
             why = page.rejected[0] if page.rejected else why
@@ -103,7 +135,7 @@ class Fetch:
     async def _keep(self, page: Page) -> None:
         covered, bars = self._final_part(page)
         vouched = self._feed.capabilities.vouches_empty and page.vouched
-        await self._store.record(self._series_id, self._timeframe, bars=bars, answered=covered, vouched=vouched)
+        await self._keeper.keep(bars, covered, vouched=vouched)
         self._done |= covered
 
     def _final_part(self, page: Page) -> tuple[RangeSet, list[Bar]]:
@@ -116,11 +148,16 @@ class Fetch:
 
     async def _fail(self, ranges: RangeSet, why: str) -> None:
         if ranges:
-            await self._store.record_failure(self._series_id, self._timeframe, ranges, why)
+            await self._keeper.fail(ranges, why)
             self._done |= ranges
 
 
-def _windows(missing: RangeSet, page_ms: int) -> Sequence[TimeRange]:
+def page_length_ms(feed: Feed, timeframe: Timeframe) -> int:
+    """How long a stretch one answer of the provider can span."""
+    return feed.capabilities.bars_per_call * timeframe.nominal_ms
+
+
+def joined_windows(missing: RangeSet, page_ms: int) -> Sequence[TimeRange]:
     """Join missing ranges wherever one page can span them, so that scattered minutes cost few calls."""
     out: list[TimeRange] = []
     for part in missing:
@@ -131,10 +168,11 @@ def _windows(missing: RangeSet, page_ms: int) -> Sequence[TimeRange]:
     return out
 
 
-def _cut(window: TimeRange, page_ms: int, timeframe: Timeframe) -> Iterator[TimeRange]:
-    """The window in parts of one page each, newest first."""
-    end = window.end_ms
-    while end > window.start_ms:
-        start = max(window.start_ms, timeframe.ceil(end - page_ms))
-        yield TimeRange(start, end)
-        end = start
+def newest_pages(windows: Sequence[TimeRange], page_ms: int, timeframe: Timeframe) -> Iterator[TimeRange]:
+    """The windows in parts of one page each, newest first."""
+    for window in reversed(windows):
+        end = window.end_ms
+        while end > window.start_ms:
+            start = max(window.start_ms, timeframe.ceil(end - page_ms))
+            yield TimeRange(start, end)
+            end = start

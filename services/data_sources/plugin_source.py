@@ -8,7 +8,7 @@ from domain.time_range import RangeSet
 from services.bar_store import BarStore
 from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace, consult
 from services.feed import Feed
-from services.fetch import ErrandLimits, Fetch
+from services.fetch import ErrandLimits, Fetch, StoreKeeper
 from services.turns import Turns
 
 #: For one question; what is left stays `never_fetched`, and the next question goes on from there.
@@ -22,13 +22,13 @@ class PluginSource(DataSource):
 
     name: ClassVar[str] = "provider"
 
-    def __init__(self, store: BarStore, local: Sequence[DataSource], clock: Clock) -> None:
-        """Take the store, the sources that read it, and the clock."""
+    def __init__(self, store: BarStore, local: Sequence[DataSource], clock: Clock, turns: Turns | None = None) -> None:
+        """Take the store, the sources that read it, the clock, and the turns that backfills take as well."""
         self._store = store
         self._local = local
         self._clock = clock
         #: One fetch at a time for a series and timeframe; who waited finds the bars in the store.
-        self._turns = Turns()
+        self._turns = turns or Turns()
 
     async def read(self, ask: Ask, wanted: RangeSet, trace: Trace) -> SourceAnswer:
         """Fetch and store what is missing, then answer from the store."""
@@ -65,14 +65,9 @@ class PluginSource(DataSource):
         self, ask: Ask, feed: Feed, missing: RangeSet, trace: Trace, limits: ErrandLimits | None = None
     ) -> bool:
         """Fetch into the store; whether the provider answered."""
+        keeper = StoreKeeper(self._store, ask.stored.id, ask.native)
         errand = Fetch(
-            self._store,
-            feed,
-            self._clock,
-            series_id=ask.stored.id,
-            symbol=ask.series.symbol,
-            timeframe=ask.native,
-            limits=limits or QUESTION,
+            keeper, feed, self._clock, symbol=ask.series.symbol, timeframe=ask.native, limits=limits or QUESTION
         )
         trace.error = await errand.run(missing, newest_first=ask.newest_first) or trace.error
         return errand.answered

@@ -11,9 +11,6 @@ CREATE TABLE backfill_jobs (
     origin       text NOT NULL CHECK (origin IN ('operator', 'healing')),
     state        text NOT NULL DEFAULT 'queued'
                  CHECK (state IN ('queued', 'running', 'paused', 'done', 'failed', 'cancelled')),
-    -- After a fault of the provider the whole job rests until then; `faults` in a row make the rests longer.
-    rests_until  timestamptz NOT NULL DEFAULT '-infinity',
-    faults       integer NOT NULL DEFAULT 0,
     -- Chunks that are done leave the table when the job is over; these count what went.
     chunks_done  integer NOT NULL DEFAULT 0,
     bars_written bigint NOT NULL DEFAULT 0,
@@ -29,6 +26,15 @@ CREATE INDEX backfill_jobs_by_age ON backfill_jobs (created_at DESC, id);
 -- At most one job that heals a provider is under way, however many processes look for holes.
 CREATE UNIQUE INDEX backfill_jobs_one_healing ON backfill_jobs (market, provider)
     WHERE origin = 'healing' AND state IN ('queued', 'running', 'paused');
+
+-- A symbol of a job: after a fault of its provider it rests, longer with each fault in a row.
+CREATE TABLE backfill_series (
+    job_id      text NOT NULL REFERENCES backfill_jobs (id) ON DELETE CASCADE,
+    series_id   integer NOT NULL REFERENCES series (id) ON DELETE CASCADE,
+    faults      integer NOT NULL DEFAULT 0,
+    rests_until timestamptz NOT NULL DEFAULT '-infinity',
+    PRIMARY KEY (job_id, series_id)
+);
 
 CREATE TABLE backfill_chunks (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
