@@ -15,6 +15,10 @@ from config import BaseConfig
 from domain.clock import Clock, SystemClock
 from plugins import PluginLoader
 from plugins.base import Credentials
+from services.backfill_manager import BackfillManager
+from services.backfill_plan import Planner
+from services.backfill_store import BackfillStore
+from services.backfill_worker import BackfillWorkers
 from services.bar_store import BarStore
 from services.cache_manager import Cache, MemoryCache
 from services.coverage import CoverageLedger
@@ -31,6 +35,7 @@ from services.retention import Retention
 from services.rollups import PlainRollups, Rollups, TimescaleRollups
 from services.session_store import StoredSessionRepository
 from services.sessions import SessionService
+from services.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,7 @@ DATABASE_STOP_SHARE = 0.6
 _IDLE_CHECK_S = 60
 _ROLLUP_CHECK_S = 60
 _RETENTION_CHECK_S = 3600
+_BACKFILL_CHECK_S = 15
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Services:
     loader: PluginLoader
     markets: MarketService
     ohlcv: OhlcvService
+    backfills: BackfillManager
+    backfill_workers: BackfillWorkers
 
 
 @asynccontextmanager
@@ -88,6 +96,7 @@ async def running_services(
             supervisor = Supervisor()
             stack.push_async_callback(supervisor.close)
             _start_chores(supervisor, services)
+            await stack.enter_async_context(services.backfill_workers.running())
         yield services
 
 
@@ -101,14 +110,27 @@ async def _assemble(
     stack.push_async_callback(markets.close)
     sessions = SessionService(StoredSessionRepository(database), clock=clock)
     local = (AggregateSource(store), DbSource(store))
+    turns = Turns()
     orchestrator = DataOrchestrator(
         store,
         sessions,
         clock,
         cache=CacheSource(cache),
         local=local,
-        plugin=PluginSource(store, local, clock),
+        plugin=PluginSource(store, local, clock, turns),
         last=ProvisionalSource(store),
+    )
+    jobs = BackfillStore(database)
+    planner = Planner(jobs, markets, orchestrator, clock)
+    workers = BackfillWorkers(
+        store,
+        clock,
+        jobs=jobs,
+        planner=planner,
+        markets=markets,
+        turns=turns,
+        lanes=4,
+        attempts=10,
     )
     return Services(
         config=config,
@@ -119,6 +141,8 @@ async def _assemble(
         loader=loader,
         markets=markets,
         ohlcv=OhlcvService(markets, orchestrator, clock),
+        backfills=BackfillManager(jobs, planner, workers, clock),
+        backfill_workers=workers,
     )
 
 
@@ -128,6 +152,7 @@ def _start_chores(supervisor: Supervisor, services: Services) -> None:
     supervisor.every(_ROLLUP_CHECK_S, "refresh aggregates", store.settle)
     supervisor.every(_IDLE_CHECK_S, "close idle providers", services.markets.close_idle)
     supervisor.every(_RETENTION_CHECK_S, "drop old minutes", retention.run)
+    supervisor.every(_BACKFILL_CHECK_S, "count backfill chunks", services.backfills.refresh)
 
 
 async def _embedded(config: BaseConfig, stack: AsyncExitStack, *, beside_server: bool) -> str:

@@ -59,6 +59,8 @@ class BarStore:
         self._clock = clock
         self._sql = load_queries("bars")
         self._series_sql = load_queries("series")
+        #: Rows inserted or altered by this process, and how many of them were altered.
+        self.bars_written = self.bars_revised = 0
 
     async def find_series(self, series: Series) -> StoredSeries | None:
         """The stored series, or None where nothing was ever asked of it."""
@@ -97,6 +99,7 @@ class BarStore:
             written = await self.record_in(
                 db, series_id, timeframe, bars=bars, answered=answered, vouched=vouched, was_asked=was_asked
             )
+        self.count(written)
         if timeframe is Timeframe.M1 and written.written:
             await self.settle()
         return written
@@ -112,7 +115,7 @@ class BarStore:
         vouched: bool = False,
         was_asked: bool = True,
     ) -> Written:
-        """`record` inside a transaction of the caller's, who must call `settle()` after the commit."""
+        """`record` inside a transaction of the caller's, who must call `count()` and `settle()` after the commit."""
         await db.fetchval(self._series_sql["lock"], series_id)
         if answered.span and await self.ledger.touches_known(db, series_id, answered.span):
             await db.execute(self._series_sql["bump"], series_id)
@@ -126,9 +129,19 @@ class BarStore:
     async def record_failure(self, series_id: int, timeframe: Timeframe, asked: RangeSet, error: str) -> None:
         """Write down that `asked` could not be had. Nothing becomes known by it."""
         async with self.database.transaction() as db:
-            await db.fetchval(self._series_sql["lock"], series_id)
-            now_ms = self._clock.now_ms()
-            await self.ledger.failed(db, series_id, timeframe, asked, now_ms=now_ms, error=error)
+            await self.record_failure_in(db, series_id, timeframe, asked, error)
+
+    async def record_failure_in(
+        self, db: Connection, series_id: int, timeframe: Timeframe, asked: RangeSet, error: str
+    ) -> None:
+        """`record_failure` inside a transaction of the caller's."""
+        await db.fetchval(self._series_sql["lock"], series_id)
+        await self.ledger.failed(db, series_id, timeframe, asked, now_ms=self._clock.now_ms(), error=error)
+
+    def count(self, written: Written) -> None:
+        """Add what was committed to the totals."""
+        self.bars_written += written.written
+        self.bars_revised += written.revised
 
     async def settle(self) -> None:
         """Rebuild what aggregates are still owed. What fails stays queued, and readers do without it meanwhile."""

@@ -74,6 +74,7 @@ class Importer:
                 db, series.id, timeframe, bars=bars, answered=runs_of(bars, timeframe), was_asked=False
             )
             await db.execute(self._sql["advance"], fingerprint, series.id, timeframe.value, batch.position)
+        self._store.count(written)
         early = len(batch.bars) - len(ended)
         report.rows = batch.position - report.resumed_at
         report.written += written.written

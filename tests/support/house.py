@@ -9,6 +9,11 @@ from domain.series import Series
 from domain.time_range import TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import MarketPlugin, PluginConfig, ProviderInfo
+from services.backfill_manager import BackfillManager
+from services.backfill_plan import Planner
+from services.backfill_store import BackfillStore
+from services.backfill_worker import BackfillWorkers
+from services.backfills import BackfillRequest, Job
 from services.bar_store import BarStore
 from services.bar_walk import OhlcvAnswer, OhlcvQuery
 from services.cache_manager import Cache, MemoryCache
@@ -23,6 +28,7 @@ from services.feed import FeedLimits
 from services.market_service import MarketService, ProviderSettings
 from services.ohlcv import OhlcvService
 from services.sessions import InMemorySessionRepository, SessionService
+from services.turns import Turns
 from tests.support.clock import ManualClock
 from tests.support.scripted import ScriptedPlugin
 
@@ -66,6 +72,19 @@ class House:
     markets: MarketService
     ohlcv: OhlcvService
     cache: Cache
+    backfills: BackfillManager
+    workers: BackfillWorkers
+
+    async def backfill(self, start_ms: int, end_ms: int, *symbols: str) -> Job:
+        """Make a job and wait for its end; somebody must be working."""
+        request = BackfillRequest("test", "scripted", symbols or ("A/B",), TimeRange(start_ms, end_ms))
+        job = await self.backfills.create(request)
+        return await self.finished(job.id)
+
+    async def finished(self, job_id: str) -> Job:
+        async for job in self.backfills.watch(job_id):
+            last = job
+        return last
 
     async def bars(self, symbol: str = "A/B", timeframe: str = "1m", **options: object) -> OhlcvAnswer:
         series = Series("test", "scripted", symbol)
@@ -89,7 +108,16 @@ class House:
             options["carry"] = bars[-1].close if bars else None
 
 
-def make_house(store: BarStore, clock: ManualClock, plugin: ScriptedPlugin, *, cache: Cache | None = None) -> House:
+def make_house(
+    store: BarStore,
+    clock: ManualClock,
+    plugin: ScriptedPlugin,
+    *,
+    cache: Cache | None = None,
+    lanes: int = 2,
+    attempts: int = 3,
+    lease_s: float = 5,
+) -> House:
     cache = cache or MemoryCache(max_bytes=1 << 24, ttl_s=3600, clock=clock)
     settings = ProviderSettings(
         options=lambda *_: {}, limits=FeedLimits(attempts=1, total_s=5, patience_s=1), idle_ms=60_000
@@ -97,7 +125,8 @@ def make_house(store: BarStore, clock: ManualClock, plugin: ScriptedPlugin, *, c
     markets = MarketService(OnePlugin(plugin), store, settings, clock)  # type: ignore[arg-type]
     sessions = SessionService(InMemorySessionRepository(), clock=clock)
     local = (AggregateSource(store), DbSource(store))
-    plugin_source = PluginSource(store, local, clock)
+    turns = Turns()
+    plugin_source = PluginSource(store, local, clock, turns)
     orchestrator = DataOrchestrator(
         store,
         sessions,
@@ -107,4 +136,19 @@ def make_house(store: BarStore, clock: ManualClock, plugin: ScriptedPlugin, *, c
         plugin=plugin_source,
         last=ProvisionalSource(store),
     )
-    return House(plugin, store, clock, markets, OhlcvService(markets, orchestrator, clock), cache)
+    jobs = BackfillStore(store.database)
+    planner = Planner(jobs, markets, orchestrator, clock)
+    workers = BackfillWorkers(
+        store,
+        clock,
+        jobs=jobs,
+        planner=planner,
+        markets=markets,
+        turns=turns,
+        lanes=lanes,
+        attempts=attempts,
+        lease_s=lease_s,
+        poll_s=0.05,
+    )
+    backfills = BackfillManager(jobs, planner, workers, clock, look_s=0.05)
+    return House(plugin, store, clock, markets, OhlcvService(markets, orchestrator, clock), cache, backfills, workers)

@@ -1,0 +1,203 @@
+"""Chunks of backfill jobs as a worker sees them: claimed with a lease and a fencing token, and committed with bars.
+
+Every change that a worker makes to a chunk is fenced: it holds only while the chunk is still this claim's. A worker
+that was frozen, and comes back when its chunk was given to another, changes nothing.
+"""
+
+import random
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from domain.bar import Bar
+from domain.errors import CandleryError
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import Timeframe
+from services.bar_store import BarStore
+from services.database import Connection
+from services.sql import load_queries
+
+_CLAIM_TURN = 0x0CA_2D20
+#: After a fault a chunk rests so many seconds, doubled with each further one up to the limit; so does its symbol.
+REST_S = 1.0
+REST_LIMIT_S = 300.0
+
+
+class FencedError(CandleryError):
+    """The chunk was given to another worker meanwhile."""
+
+
+class Claim(NamedTuple):
+    """A chunk that this worker may work on while its lease lasts.
+
+    `attempts` counts this one; `faults` are those of its symbol in a row.
+    """
+
+    job_id: str
+    id: int
+    fence: int
+    series_id: int
+    symbol: str
+    kind: str
+    range: TimeRange
+    attempts: int
+    faults: int
+
+
+class JobRef(NamedTuple):
+    """A job that has something to do."""
+
+    id: str
+    market: str
+    provider: str
+
+
+class ChunkStore:
+    """Claims and settles chunks in the name of one owner, a process."""
+
+    def __init__(self, store: BarStore, owner: str, *, lease_s: float) -> None:
+        """Take the store of bars that chunks are committed with, and how long a claim holds without a sign of life."""
+        self.store = store
+        self.owner = owner
+        self.lease_s = lease_s
+        self._database = store.database
+        self._sql = load_queries("backfills")
+
+    async def workable(self, busy: Collection[str], limit: int) -> list[JobRef]:
+        """Jobs with something to do now, but for the busy ones."""
+        async with self._database.connection() as db:
+            rows = await db.fetch(self._sql["workable"], list(busy), limit)
+        return [JobRef(*row) for row in rows]
+
+    async def claim(self, job_id: str) -> Claim | None:
+        """The job's next chunk that may be worked on now."""
+        async with self._database.transaction() as db:
+            await db.fetchval(self._sql["claim_turn"], _CLAIM_TURN)
+            row = await db.fetchrow(self._sql["claim"], job_id, self.owner, self.lease_s)
+            if row is None:
+                return None
+            await db.execute(self._sql["begin_job"], job_id)
+        at, fence, series_id, symbol, kind, starts, ends, attempts, faults = row
+        return Claim(job_id, at, fence, series_id, symbol, kind, TimeRange(starts, ends), attempts, faults)
+
+    async def finish(self, claim: Claim, *, skip_before_ms: int | None = None) -> None:
+        """The chunk is done with nothing (more) to write.
+
+        `skip_before_ms`: the symbol's minutes before it need not be fetched by this job.
+        """
+        async with self._database.transaction() as db:
+            await self.hold(db, claim)
+            if skip_before_ms is not None:
+                await db.execute(self._sql["skip_before"], claim.job_id, claim.series_id, skip_before_ms)
+            await self.mark_done(db, claim, 0)
+
+    async def put_back(
+        self, claim: Claim, why: str | None, *, counts: bool = True, rest_s: float | None = None, limit: int
+    ) -> bool:
+        """Let the chunk and its symbol rest after a fault, or give both up after `limit` tries; whether it rests.
+
+        `counts=False`: the provider asked to wait, which is nobody's fault.
+        """
+        async with self._database.transaction() as db:
+            await self.hold(db, claim)
+            if counts and claim.attempts >= limit:
+                await db.execute(self._sql["give_up"], claim.id, why)
+                if claim.faults + 1 >= limit:
+                    await db.execute(self._sql["give_up_queued"], claim.job_id, claim.series_id, why)
+                return False
+            pause = rest_s if rest_s is not None else rest_after(claim.attempts)
+            await db.execute(self._sql["put_back"], claim.id, pause, why, counts)
+            if counts or rest_s is not None:
+                wait = rest_s if rest_s is not None else rest_after(claim.faults + 1)
+                await db.execute(self._sql["rest_series"], claim.job_id, claim.series_id, wait)
+        return True
+
+    async def give_up(self, claim: Claim, why: str, *, whole_job: bool) -> None:
+        """Fail the chunk, and what is left of its symbol or of the whole job: trying again cannot help."""
+        async with self._database.transaction() as db:
+            await self.hold(db, claim)
+            await db.execute(self._sql["give_up"], claim.id, why)
+            await db.execute(self._sql["give_up_queued"], claim.job_id, None if whole_job else claim.series_id, why)
+
+    async def keep_lease(self, chunk_ids: Sequence[int]) -> None:
+        """Sign of life: extend the leases, hand on what others left behind, and say that somebody works."""
+        async with self._database.transaction() as db:
+            await db.execute(self._sql["extend"], self.owner, self.lease_s, list(chunk_ids))
+            await db.execute(self._sql["reap"])
+            await db.execute(self._sql["seen"], self.owner)
+
+    async def release(self, working_on: Sequence[int] = ()) -> None:
+        """Hand on chunks of this owner that it does not work on."""
+        async with self._database.connection() as db:
+            await db.execute(self._sql["release"], self.owner, list(working_on))
+
+    async def sign_off(self) -> None:
+        """This owner works no more."""
+        async with self._database.transaction() as db:
+            await db.execute(self._sql["release"], self.owner, [])
+            await db.execute(self._sql["gone"], self.owner)
+
+    async def someone_works(self) -> bool:
+        """Whether another process that works on jobs gave a sign of life lately."""
+        async with self._database.connection() as db:
+            return bool(await db.fetchval(self._sql["someone_seen"], self.lease_s, self.owner))
+
+    async def hold(self, db: Connection, claim: Claim) -> None:
+        """Keep the chunk this claim's until the transaction ends; raises `FencedError` where it is no longer."""
+        if not await db.fetchval(self._sql["hold"], claim.id, claim.fence):
+            raise FencedError(f"chunk {claim.id} of backfill {claim.job_id} was given to another worker")
+
+    async def mark_done(self, db: Connection, claim: Claim, bars: int) -> None:
+        """End a chunk that is held, with the bars that its last page wrote."""
+        await db.execute(self._sql["finish"], claim.id, bars)
+        if claim.faults:
+            await db.execute(self._sql["wake_series"], claim.job_id, claim.series_id)
+
+    async def count_bars(self, db: Connection, claim: Claim, bars: int) -> None:
+        """Count what a page of a chunk that is held wrote."""
+        await db.execute(self._sql["count_bars"], claim.id, bars)
+
+
+class ChunkKeeper:
+    """Keeps the pages of one chunk: bars, coverage and, with the last page, `done` in one fenced transaction."""
+
+    def __init__(self, chunks: ChunkStore, claim: Claim, missing: RangeSet) -> None:
+        """Take what the chunk still misses."""
+        self._chunks = chunks
+        self._claim = claim
+        #: What is neither kept nor failed yet.
+        self.left = missing
+        #: Whether the chunk was marked done.
+        self.done = False
+        self.failure: str | None = None
+
+    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool) -> None:
+        """Write a page. The last one ends the chunk."""
+        chunks, claim = self._chunks, self._claim
+        left = self.left - covered
+        ends = not left and self.failure is None
+        async with chunks.store.database.transaction() as db:
+            await chunks.hold(db, claim)
+            written = await chunks.store.record_in(
+                db, claim.series_id, Timeframe.M1, bars=bars, answered=covered, vouched=vouched
+            )
+            if ends:
+                await chunks.mark_done(db, claim, written.written)
+            else:
+                await chunks.count_bars(db, claim, written.written)
+        chunks.store.count(written)
+        self.left, self.done = left, ends
+
+    async def fail(self, ranges: RangeSet, why: str) -> None:
+        """Write down what could not be had, unless the chunk is another's by now."""
+        chunks, claim = self._chunks, self._claim
+        async with chunks.store.database.transaction() as db:
+            await chunks.hold(db, claim)
+            await chunks.store.record_failure_in(db, claim.series_id, Timeframe.M1, ranges, why)
+        self.left -= ranges
+        self.failure = why
+
+
+def rest_after(faults: int) -> float:
+    """Seconds to rest after so many faults in a row, with jitter so that processes do not come back all at once."""
+    pause = min(REST_S * float(1 << min(faults - 1, 16)), REST_LIMIT_S)
+    return pause * random.uniform(0.75, 1.25)  # noqa: S311 - no secret

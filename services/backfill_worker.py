@@ -1,0 +1,257 @@
+"""The processes' hands on backfill jobs: each lane works one job, chunk after chunk; the database shares the work out.
+
+A process has at most one chunk of a job in flight, so that its sudden end costs at most one repeated call.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from domain.clock import Clock
+from domain.errors import CandleryError, DatabaseUnavailableError, UnknownNameError, UnsupportedTimeframeError
+from domain.series import Series
+from domain.timeframe import Timeframe
+from plugins.base import (
+    AuthenticationPluginError,
+    PluginError,
+    PluginFeatureNotSupportedError,
+    RateLimitPluginError,
+    SymbolNotFoundPluginError,
+)
+from services.backfill_chunks import ChunkKeeper, ChunkStore, Claim, FencedError, JobRef
+from services.backfill_plan import Planner
+from services.backfill_store import BackfillStore
+from services.bar_store import BarStore
+from services.feed import DEFAULT_PAUSE_S
+from services.fetch import ErrandLimits, Fetch
+from services.market_service import Listing, MarketService
+from services.turns import Turns
+
+log = logging.getLogger(__name__)
+Chore = Callable[[], Awaitable[None]]
+
+#: For one chunk: a page that comes in pieces needs several calls.
+CHUNK = ErrandLimits(calls=50, seconds=300)
+#: A claim without a sign of life for so long is another's to take.
+LEASE_S = 15.0
+#: How often the database is looked at for work that nobody told of.
+POLL_S = 1.0
+#: How often aggregates are rebuilt while chunks come in; readers fold what is owed from the minutes meanwhile.
+SETTLE_S = 2.0
+_STOP_S = 2.0
+_NOT_CLOSED = "the provider has not closed these minutes yet"
+#: Of no use to try again for this symbol.
+_HOPELESS = (SymbolNotFoundPluginError, PluginFeatureNotSupportedError, UnknownNameError, UnsupportedTimeframeError)
+
+
+class BackfillWorkers:
+    """Works on any job in the database while it is open."""
+
+    def __init__(
+        self,
+        store: BarStore,
+        clock: Clock,
+        *,
+        jobs: BackfillStore,
+        planner: Planner,
+        markets: MarketService,
+        turns: Turns,
+        lanes: int,
+        attempts: int,
+        lease_s: float = LEASE_S,
+        poll_s: float = POLL_S,
+    ) -> None:
+        """Take the parts, how many jobs to work on at once, and after how many tries a chunk counts as failed.
+
+        `turns` are those of the queries: a query and a chunk never ask for the same at once.
+        """
+        self._store = store
+        self._jobs = jobs
+        self._planner = planner
+        self._markets = markets
+        self._turns = turns
+        self._clock = clock
+        self._lanes = lanes
+        self._attempts = attempts
+        self._poll_s = poll_s
+        self._chunks = ChunkStore(store, f"worker-{uuid4()}", lease_s=lease_s)
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._claimed: set[int] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._woken = asyncio.Event()
+        #: Whether the database went away and may hold claims of ours that we do not know of.
+        self._unsure = False
+        #: Chunks that this process finished, by how.
+        self.finished = {"done": 0, "failed": 0, "refused": 0}
+
+    @property
+    def at_work(self) -> bool:
+        """Whether this process works on jobs."""
+        return bool(self._tasks)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Work for the block."""
+        self.open()
+        try:
+            yield
+        finally:
+            await self.close()
+
+    def open(self) -> None:
+        """Begin to work."""
+        if self._lanes == 0 or self._tasks:
+            return
+        beat_s = self._chunks.lease_s / 3
+        self._tasks = [
+            asyncio.create_task(self._forever(self._poll_s, self._dispatch), name="dispatch backfills"),
+            asyncio.create_task(self._forever(beat_s, self._beat), name="keep backfill leases"),
+            asyncio.create_task(self._forever(SETTLE_S, self._settle), name="settle backfilled aggregates"),
+        ]
+
+    async def close(self) -> None:
+        """Stop at once; what was claimed is handed on."""
+        if not self._tasks:
+            return
+        tasks = [*self._tasks, *self._working.values()]
+        self._tasks = []
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_STOP_S)
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._chunks.sign_off()
+        except (CandleryError, TimeoutError) as exc:
+            log.warning("backfill chunks were not handed on, and wait for their leases to end: %s", exc)
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._woken.set()
+
+    async def someone_else_works(self) -> bool:
+        """Whether another process was heard of lately."""
+        return await self._chunks.someone_works()
+
+    async def _forever(self, seconds: float, chore: Chore) -> None:
+        """The chore again and again, `wake` or `seconds` apart; a database that is away is waited for."""
+        while True:
+            try:
+                await chore()
+            except DatabaseUnavailableError as exc:
+                log.warning("backfills wait for the database: %s", exc)
+            except Exception:
+                log.exception("backfills: %s failed; it is tried again", chore.__name__)
+            await self._pause(seconds, wakes=chore == self._dispatch)
+
+    async def _pause(self, seconds: float, *, wakes: bool) -> None:
+        if not wakes:
+            await asyncio.sleep(seconds)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        self._woken.clear()
+
+    async def _dispatch(self) -> None:
+        """Give each free lane a job."""
+        free = self._lanes - len(self._working)
+        if free <= 0:
+            return
+        for job in await self._chunks.workable(list(self._working), free):
+            task = asyncio.create_task(self._work_on(job), name=f"backfill {job.id}")
+            self._working[job.id] = task
+            task.add_done_callback(self._leave)
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        self._working = {job_id: other for job_id, other in self._working.items() if other is not task}
+        self.wake()
+
+    async def _beat(self) -> None:
+        await self._chunks.keep_lease(list(self._claimed))
+        if self._unsure:
+            self._unsure = False
+            await self._chunks.release(list(self._claimed))
+
+    async def _settle(self) -> None:
+        if self._working:
+            await self._store.settle()
+
+    async def _work_on(self, job: JobRef) -> None:
+        """All that can be done of a job now; end it where nothing is left."""
+        try:
+            while (claim := await self._chunks.claim(job.id)) is not None:
+                self._claimed.add(claim.id)
+                try:
+                    await self._work(job, claim)
+                finally:
+                    self._claimed.discard(claim.id)
+            await self._store.settle()
+            if await self._jobs.close_finished(job.id):
+                log.info("backfill %s is over", job.id)
+        except DatabaseUnavailableError as exc:
+            log.warning("backfill %s waits for the database: %s", job.id, exc)
+            self._unsure = True
+            await asyncio.sleep(self._poll_s)
+        except Exception:
+            log.exception("backfill %s was interrupted; it is taken up again", job.id)
+            await asyncio.sleep(self._poll_s)
+
+    async def _work(self, job: JobRef, claim: Claim) -> None:
+        series = Series(job.market, job.provider, claim.symbol)
+        try:
+            listing = await self._markets.find(series)
+            async with self._turns.of((series, Timeframe.M1)):
+                await self._fetch(claim, listing)
+        except FencedError as exc:
+            self.finished["refused"] += 1
+            log.warning("%s", exc)
+        except DatabaseUnavailableError:
+            raise
+        except CandleryError as exc:
+            await self._fault(claim, exc)
+        except Exception:
+            log.exception("a chunk of %s could not be worked", series)
+            await self._fault(claim, CandleryError("an internal error; see the log"))
+
+    async def _fetch(self, claim: Claim, listing: Listing) -> None:
+        missing = await self._planner.missing(listing, claim.range)
+        assert listing.feed is not None
+        keeper = ChunkKeeper(self._chunks, claim, missing)
+        if missing:
+            errand = Fetch(
+                keeper,
+                listing.feed,
+                self._clock,
+                symbol=claim.symbol,
+                timeframe=Timeframe.M1,
+                limits=CHUNK,
+                polite=True,
+            )
+            error = await errand.run(missing)
+            if error is not None:
+                raise error
+            if not keeper.done:
+                raise PluginError(keeper.failure or _NOT_CLOSED)
+        else:
+            await self._chunks.finish(claim)
+        self.finished["done"] += 1
+
+    async def _fault(self, claim: Claim, exc: CandleryError) -> None:
+        """Rest after what may pass; give up what trying again cannot mend."""
+        try:
+            if isinstance(exc, _HOPELESS | AuthenticationPluginError):
+                whole_job = isinstance(exc, AuthenticationPluginError)
+                await self._chunks.give_up(claim, exc.detail, whole_job=whole_job)
+                self.finished["failed"] += 1
+            elif isinstance(exc, RateLimitPluginError):
+                pause_s = exc.retry_after_s or DEFAULT_PAUSE_S
+                await self._chunks.put_back(claim, exc.detail, counts=False, rest_s=pause_s, limit=self._attempts)
+            elif not await self._chunks.put_back(claim, exc.detail, limit=self._attempts):
+                self.finished["failed"] += 1
+        except FencedError as fenced:
+            self.finished["refused"] += 1
+            log.warning("%s", fenced)

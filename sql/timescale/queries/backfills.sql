@@ -1,0 +1,197 @@
+-- name: missing
+-- What the ledger does not know of [$3, $4), as milliseconds: {starts}, {ends}.
+WITH known AS (
+    SELECT coalesce(range_agg(ranges), '{}') AS ranges FROM coverage
+    WHERE series_id = $1 AND ((timeframe = $2 AND state = 'answered') OR (timeframe = '1m' AND state = 'not_listed'))
+), missing AS (
+    SELECT unnest(tstzmultirange(tstzrange($3, $4)) - ranges) AS part FROM known
+)
+SELECT coalesce(array_agg((extract(epoch FROM lower(part)) * 1000)::bigint ORDER BY part), '{}') AS starts,
+       coalesce(array_agg((extract(epoch FROM upper(part)) * 1000)::bigint ORDER BY part), '{}') AS ends
+FROM missing;
+
+-- name: add_job
+INSERT INTO backfill_jobs (id, market, provider, symbols, starts, ends, origin, bad_symbols, bad_reasons, state,
+                           finished_at)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text,
+       CASE WHEN $10::text IN ('done', 'failed') THEN clock_timestamp() END
+ON CONFLICT DO NOTHING RETURNING id;
+
+-- name: add_series
+INSERT INTO backfill_series (job_id, series_id) SELECT $1, * FROM unnest($2::integer[]);
+
+-- name: add_chunks
+INSERT INTO backfill_chunks (job_id, series_id, symbol, kind, place, starts, ends)
+SELECT $1, * FROM unnest($2::integer[], $3::text[], $4::text[], $5::integer[], $6::timestamptz[], $7::timestamptz[]);
+
+-- name: workable
+-- Jobs that have something to do now, operators' first, then the oldest.
+SELECT id, market, provider FROM backfill_jobs j
+WHERE state IN ('queued', 'running') AND id <> ALL ($1::text[]) AND (
+    EXISTS (SELECT 1 FROM backfill_chunks c JOIN backfill_series s USING (job_id, series_id)
+            WHERE c.job_id = j.id AND c.state = 'queued'
+              AND c.rests_until <= clock_timestamp() AND s.rests_until <= clock_timestamp())
+    OR NOT EXISTS (SELECT 1 FROM backfill_chunks c WHERE c.job_id = j.id AND c.state IN ('queued', 'running')))
+ORDER BY origin = 'healing', created_at, id LIMIT $2;
+
+-- name: claim_turn
+-- Claims take turns, so that no two see the same stretch of a series free.
+SELECT pg_advisory_xact_lock($1);
+
+-- name: claim
+-- The job's first chunk that does not rest and whose stretch no other chunk is being fetched for.
+WITH candidate AS (
+    SELECT c.id, s.faults FROM backfill_chunks c
+    JOIN backfill_series s USING (job_id, series_id)
+    JOIN backfill_jobs j ON j.id = c.job_id
+    WHERE c.job_id = $1 AND c.state = 'queued' AND c.rests_until <= clock_timestamp()
+      AND s.rests_until <= clock_timestamp() AND j.state IN ('queued', 'running')
+      AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id AND o.state = 'running'
+                      AND o.starts < c.ends AND o.ends > c.starts)
+    ORDER BY c.place LIMIT 1
+    FOR UPDATE OF c SKIP LOCKED
+)
+UPDATE backfill_chunks c
+SET state = 'running', fence = c.fence + 1, attempts = c.attempts + 1, owner = $2,
+    leased_until = clock_timestamp() + make_interval(secs => $3)
+FROM candidate WHERE c.id = candidate.id
+RETURNING c.id, c.fence, c.series_id, c.symbol, c.kind, c.starts, c.ends, c.attempts, candidate.faults;
+
+-- name: begin_job
+UPDATE backfill_jobs SET state = 'running', started_at = coalesce(started_at, clock_timestamp())
+WHERE id = $1 AND state = 'queued';
+
+-- name: hold
+-- Whether the chunk is still this claim's; keeps it so until the transaction ends.
+SELECT true FROM backfill_chunks WHERE id = $1 AND fence = $2 AND state = 'running' FOR UPDATE;
+
+-- name: count_bars
+UPDATE backfill_chunks SET bars = bars + $2 WHERE id = $1;
+
+-- name: finish
+UPDATE backfill_chunks
+SET state = 'done', bars = bars + $2, error = NULL, owner = NULL, leased_until = NULL, finished_at = clock_timestamp()
+WHERE id = $1;
+
+-- name: skip_before
+-- Nothing traded before $3: the chunks that lie wholly before it have nothing to fetch.
+UPDATE backfill_chunks SET state = 'done', finished_at = clock_timestamp()
+WHERE job_id = $1 AND series_id = $2 AND kind = 'fetch' AND state = 'queued' AND ends <= $3;
+
+-- name: put_back
+-- Queue the chunk again to rest for $2 seconds; an attempt that was none ($4) is not counted.
+UPDATE backfill_chunks c
+SET state = CASE WHEN j.state = 'cancelled' THEN 'cancelled' ELSE 'queued' END, error = coalesce($3, c.error),
+    rests_until = clock_timestamp() + make_interval(secs => $2), attempts = c.attempts - CASE WHEN $4 THEN 0 ELSE 1 END,
+    owner = NULL, leased_until = NULL
+FROM backfill_jobs j WHERE c.id = $1 AND j.id = c.job_id;
+
+-- name: give_up
+UPDATE backfill_chunks
+SET state = 'failed', error = $2, owner = NULL, leased_until = NULL, finished_at = clock_timestamp()
+WHERE id = $1;
+
+-- name: give_up_queued
+-- What is left of a symbol ($2) or of the whole job (NULL) fails for the same reason.
+UPDATE backfill_chunks SET state = 'failed', error = $3, finished_at = clock_timestamp()
+WHERE job_id = $1 AND state = 'queued' AND ($2::integer IS NULL OR series_id = $2);
+
+-- name: rest_series
+UPDATE backfill_series SET faults = faults + 1, rests_until = clock_timestamp() + make_interval(secs => $3)
+WHERE job_id = $1 AND series_id = $2;
+
+-- name: wake_series
+UPDATE backfill_series SET faults = 0, rests_until = '-infinity' WHERE job_id = $1 AND series_id = $2;
+
+-- name: extend
+UPDATE backfill_chunks SET leased_until = clock_timestamp() + make_interval(secs => $2)
+WHERE owner = $1 AND state = 'running' AND id = ANY ($3::bigint[]);
+
+-- name: release
+-- Chunks of this owner that it does not work on (any more).
+UPDATE backfill_chunks SET state = 'queued', owner = NULL, leased_until = NULL
+WHERE owner = $1 AND state = 'running' AND id <> ALL ($2::bigint[]);
+
+-- name: reap
+-- Whoever held these is dead, frozen or cut off.
+UPDATE backfill_chunks c
+SET state = CASE WHEN j.state = 'cancelled' THEN 'cancelled' ELSE 'queued' END, owner = NULL, leased_until = NULL
+FROM backfill_jobs j WHERE j.id = c.job_id AND c.state = 'running' AND c.leased_until < clock_timestamp();
+
+-- name: seen
+INSERT INTO backfill_workers (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp();
+
+-- name: gone
+DELETE FROM backfill_workers WHERE id = $1 OR seen_at < clock_timestamp() - interval '1 hour';
+
+-- name: someone_seen
+SELECT EXISTS (
+    SELECT 1 FROM backfill_workers WHERE seen_at > clock_timestamp() - make_interval(secs => $1) AND id <> $2
+);
+
+-- name: lock_job
+SELECT state FROM backfill_jobs WHERE id = $1 FOR UPDATE;
+
+-- name: close_job
+-- Over when no chunk is open. Done chunks leave the table and are counted in the job.
+WITH gone AS (
+    DELETE FROM backfill_chunks WHERE job_id = $1 AND state = 'done' RETURNING bars
+), went AS (
+    SELECT count(*) AS chunks, coalesce(sum(bars), 0) AS bars FROM gone
+)
+UPDATE backfill_jobs j
+SET chunks_done = j.chunks_done + went.chunks, bars_written = j.bars_written + went.bars,
+    finished_at = clock_timestamp(),
+    state = CASE WHEN cardinality(j.bad_symbols) > 0
+                   OR EXISTS (SELECT 1 FROM backfill_chunks c WHERE c.job_id = j.id AND c.state = 'failed')
+                 THEN 'failed' ELSE 'done' END
+FROM went WHERE j.id = $1;
+
+-- name: is_open
+SELECT EXISTS (SELECT 1 FROM backfill_chunks WHERE job_id = $1 AND state IN ('queued', 'running'));
+
+-- name: set_state
+UPDATE backfill_jobs SET state = $2::text,
+    finished_at = CASE WHEN $2::text = 'cancelled' THEN clock_timestamp() END
+WHERE id = $1;
+
+-- name: cancel_chunks
+UPDATE backfill_chunks SET state = 'cancelled' WHERE job_id = $1 AND state = 'queued';
+
+-- name: retry_chunks
+UPDATE backfill_chunks
+SET state = 'queued', attempts = 0, rests_until = '-infinity', finished_at = NULL
+WHERE job_id = $1 AND state = 'failed' RETURNING id;
+
+-- name: retry_series
+UPDATE backfill_series SET faults = 0, rests_until = '-infinity' WHERE job_id = $1;
+
+-- name: jobs
+-- The job $1, or (NULL) the newest $2, with their chunks counted.
+SELECT j.*, c.total, c.done, c.failed, c.bars, c.recent,
+       extract(epoch FROM clock_timestamp() - j.started_at)::float8 AS running_s
+FROM backfill_jobs j
+CROSS JOIN LATERAL (
+    SELECT count(*) AS total, count(*) FILTER (WHERE state = 'done') AS done,
+           count(*) FILTER (WHERE state = 'failed') AS failed, coalesce(sum(bars), 0) AS bars,
+           count(*) FILTER (WHERE finished_at > clock_timestamp() - interval '30 seconds') AS recent
+    FROM backfill_chunks WHERE job_id = j.id
+) c
+WHERE $1::text IS NULL OR j.id = $1
+ORDER BY j.created_at DESC, j.id LIMIT $2;
+
+-- name: errors
+-- The first failed chunks of each job, and what those meet that are tried again.
+SELECT job_id, symbol, starts, ends, attempts, error FROM (
+    SELECT *, row_number() OVER (PARTITION BY job_id ORDER BY place) AS nth FROM backfill_chunks
+    WHERE job_id = ANY ($1::text[]) AND state IN ('failed', 'queued', 'running') AND error IS NOT NULL
+) e WHERE nth <= $2 ORDER BY job_id, nth;
+
+-- name: chunk_counts
+SELECT c.state, count(*) AS chunks FROM backfill_chunks c JOIN backfill_jobs j ON j.id = c.job_id
+WHERE j.state IN ('queued', 'running', 'paused') GROUP BY c.state;
+
+-- name: forget_jobs
+DELETE FROM backfill_jobs
+WHERE (origin = 'healing' AND finished_at < clock_timestamp() - interval '1 day')
+   OR finished_at < clock_timestamp() - interval '90 days';
