@@ -74,6 +74,16 @@ class OpenProvider(NamedTuple):
     failure: PluginError | None
 
 
+class UpstreamUse(NamedTuple):
+    """What was asked of a provider since the process began: calls made."""
+
+    calls: int = 0
+
+    def plus(self, feed: Feed) -> "UpstreamUse":
+        """This, and what was asked by way of the feed."""
+        return UpstreamUse(self.calls + feed.calls)
+
+
 @dataclass
 class _Instance:
     feed: Feed
@@ -115,18 +125,22 @@ class MarketService:
         self._instances: dict[InstanceKey, _Instance] = {}
         self._budgets: dict[tuple[str, str, str], RateBudget] = {}
         self._making: dict[InstanceKey, asyncio.Task[_Instance]] = {}
+        #: By market and provider, what instances used that are closed.
+        self._used: dict[tuple[str, str], UpstreamUse] = {}
 
     async def close(self) -> None:
         """Close every instance."""
         for task in self._making.values():
             task.cancel()
         instances, self._instances = self._instances, {}
+        self._note_use(instances)
         await asyncio.gather(*(self._close(key, instance) for key, instance in instances.items()))
 
     async def close_idle(self) -> None:
         """Close what was not used for a while."""
         latest = self._clock.now_ms() - self._settings.idle_ms
         idle = {key: one for key, one in self._instances.items() if one.used_ms < latest and not one.turn.locked()}
+        self._note_use(idle)
         for key in idle:
             del self._instances[key]
         await asyncio.gather(*(self._close(key, instance) for key, instance in idle.items()))
@@ -138,6 +152,10 @@ class MarketService:
     def open_providers(self) -> list[OpenProvider]:
         """Every provider that is open now. Opens nothing."""
         return [OpenProvider(key.market, key.provider, one.feed, one.failure) for key, one in self._instances.items()]
+
+    def upstream_use(self) -> dict[tuple[str, str], UpstreamUse]:
+        """By market and provider, what was asked of it. Grows only: what closed instances used counts too."""
+        return _with_use(self._used, self._instances)
 
     async def providers(self, market: str) -> list[ProviderListing]:
         """The providers of a market and what they can do."""
@@ -176,6 +194,9 @@ class MarketService:
         plugin = self._loader.find(series.market, series.provider)
         calendar = plugin.default_calendar(series.market)
         return await self._store.ensure_series(series, calendar=calendar)
+
+    def _note_use(self, closing: Mapping[InstanceKey, _Instance]) -> None:
+        self._used = _with_use(self._used, closing)
 
     async def _feed_or_none(self, series: Series) -> Feed | None:
         try:
@@ -270,6 +291,16 @@ class MarketService:
             await instance.feed.plugin.close()
         except Exception:
             log.exception("provider %s did not close cleanly", key.provider)
+
+
+def _with_use(
+    used: Mapping[tuple[str, str], UpstreamUse], instances: Mapping[InstanceKey, _Instance]
+) -> dict[tuple[str, str], UpstreamUse]:
+    total = dict(used)
+    for key, instance in instances.items():
+        owner = (key.market, key.provider)
+        total[owner] = total.get(owner, UpstreamUse()).plus(instance.feed)
+    return total
 
 
 def _hash(credentials: Credentials) -> str:

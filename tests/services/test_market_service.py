@@ -124,3 +124,19 @@ async def test_an_adopted_series_needs_no_word_of_its_provider(house: House, doo
 async def test_providers_are_listed_with_what_they_can_do(house: House, door: Door) -> None:
     listed = await house.markets.providers("test")
     assert [(one.info.id, one.capabilities) for one in listed] == [("scripted", door.capabilities)]
+
+
+async def test_what_was_asked_of_a_provider_still_counts_when_its_instance_is_closed(
+    house: House, clock: ManualClock
+) -> None:
+    seen = []
+    for _ in range(3):
+        await house.markets.symbols("test", "scripted")
+        seen.append(house.markets.upstream_use()["test", "scripted"].calls)
+        clock.advance(minutes=20)
+        await house.markets.close_idle()
+        seen.append(house.markets.upstream_use()["test", "scripted"].calls)
+    assert seen == [1, 1, 2, 2, 3, 3]
+    await house.markets.symbols("test", "scripted")
+    await house.markets.close()
+    assert house.markets.upstream_use()["test", "scripted"].calls == 4
