@@ -10,7 +10,7 @@ from app_extensions import error_mapping, metrics, request_context
 from app_extensions.metrics import HttpMetrics
 from app_extensions.supervisor import Supervisor
 from app_extensions.wiring import Services, running_services
-from blueprints import coverage, health, listings, ohlcv, root
+from blueprints import coverage, health, listings, ohlcv, root, series
 from blueprints.context import EXTENSION
 from config import BaseConfig
 
@@ -27,7 +27,7 @@ def create_app(config: BaseConfig, services: Services | None = None) -> Quart:
     request_context.install(app)
     error_mapping.install(app)
     meters = metrics.install(app)
-    for module in (root, health, listings, ohlcv, coverage):
+    for module in (root, health, listings, ohlcv, coverage, series):
         app.register_blueprint(module.blueprint)
     _allow_origins(app, config)
     _live(app, config, meters)

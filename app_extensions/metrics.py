@@ -15,10 +15,11 @@ from quart import Quart, Response, g, request
 
 from blueprints.context import EXTENSION
 from blueprints.params import Params
-from blueprints.usage import open_providers
 
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+#: Shown with 0 where there is no such chunk, so that a graph falls to it and does not end.
+_CHUNK_STATES = ("queued", "running", "done", "failed", "cancelled")
 #: How long the loop's turn is waited for; the lag is what it takes beyond that.
 _LAG_WAIT_S = 0.1
 
@@ -69,7 +70,9 @@ class ServiceCollector(Collector):
         services: Any = self._app.extensions.get(EXTENSION)
         if services is None:
             return
-        yield _upstream_calls(services)
+        yield _upstream(services)
+        yield from _stored(services)
+        yield from _backfills(services)
         yield from _cache(services)
         yield from _pool(services)
 
@@ -96,14 +99,38 @@ def install(app: Quart) -> HttpMetrics:
     return metrics
 
 
-def _upstream_calls(services: Any) -> Metric:
-    calls = CounterMetricFamily("candlery_upstream_calls", "Calls for bars to providers", labels=("market", "provider"))
-    totals: dict[tuple[str, str], int] = {}
-    for use in open_providers(services.markets):
-        totals[use.market, use.provider] = totals.get((use.market, use.provider), 0) + use.calls
-    for key, total in totals.items():
-        calls.add_metric(key, total)
+def _upstream(services: Any) -> Metric:
+    calls = CounterMetricFamily("candlery_upstream_calls", "Calls made to providers", labels=("market", "provider"))
+    for owner, use in services.markets.upstream_use().items():
+        calls.add_metric(owner, use.calls)
     return calls
+
+
+def _stored(services: Any) -> Iterable[Metric]:
+    store, totals = services.store, services.totals
+    yield CounterMetricFamily("candlery_bars_written", "Bars inserted or altered", value=store.bars_written)
+    yield CounterMetricFamily("candlery_bars_revised", "Stored bars altered", value=store.bars_revised)
+    if totals.series is not None:
+        yield GaugeMetricFamily("candlery_series", "Stored series", value=totals.series)
+    minutes = GaugeMetricFamily(
+        "candlery_ledger_minutes", "Minutes of stored series by verdict", labels=("market", "provider", "verdict")
+    )
+    for (market, provider, verdict), count in totals.minutes.items():
+        minutes.add_metric((market, provider, verdict.value), count)
+    yield minutes
+
+
+def _backfills(services: Any) -> Iterable[Metric]:
+    chunks = GaugeMetricFamily("candlery_backfill_chunks", "Chunks of jobs that are not over", labels=("state",))
+    for state in _CHUNK_STATES:
+        chunks.add_metric((state,), services.backfills.chunk_counts.get(state, 0))
+    yield chunks
+    finished = CounterMetricFamily(
+        "candlery_backfill_chunks_finished", "Chunks that this process finished", labels=("result",)
+    )
+    for result, count in services.backfills.chunks_finished.items():
+        finished.add_metric((result,), count)
+    yield finished
 
 
 def _cache(services: Any) -> Iterable[Metric]:

@@ -12,6 +12,7 @@ from domain.errors import IncompleteError
 from services.cache_manager import Cache
 from services.market_service import MarketService
 from services.ohlcv import OhlcvService
+from services.series_summary import SeriesSummaries
 
 #: Under this name the application holds its services.
 EXTENSION = "candlery"
@@ -98,6 +99,11 @@ class HttpServices(Protocol):
     @property
     def ohlcv(self) -> OhlcvService:
         """Bars and coverage."""
+        ...
+
+    @property
+    def summaries(self) -> SeriesSummaries:
+        """Stored series in numbers."""
         ...
 
 

@@ -25,8 +25,7 @@ class Place(NamedTuple):
 
 def make_token(question: Sequence[object], places: Sequence[Place]) -> str:
     """A token for the pages that follow; `question` is everything that must be asked again unchanged."""
-    payload = msgspec.msgpack.encode((_VERSION, places))
-    return base64.urlsafe_b64encode(_digest(question, payload) + payload).rstrip(b"=").decode()
+    return seal(question, msgspec.msgpack.encode((_VERSION, places)))
 
 
 def read_token(token: str, question: Sequence[object], *, symbols: int) -> list[Place]:
@@ -35,19 +34,40 @@ def read_token(token: str, question: Sequence[object], *, symbols: int) -> list[
     Raises:
         InvalidParameterError: it is damaged, made up, or belongs to another question.
     """
-    wrong = InvalidParameterError("page_token", "page_token is damaged, or belongs to a query with other parameters.")
+    try:
+        version, places = msgspec.msgpack.decode(unseal(token, question), type=tuple[int, list[Place]])
+    except msgspec.MsgspecError:
+        raise wrong_token() from None
+    if version != _VERSION or len(places) != symbols or not all(map(_sound, places)):
+        raise wrong_token()
+    return places
+
+
+def seal(question: Sequence[object], payload: bytes) -> str:
+    """A token that holds the payload and is good for this question only."""
+    return _spelled(_digest(question, payload) + payload)
+
+
+def unseal(token: str, question: Sequence[object]) -> bytes:
+    """What `seal` was given.
+
+    Raises:
+        InvalidParameterError: the token is damaged, made up, or belongs to another question.
+    """
     try:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-        payload = raw[_DIGEST_BYTES:]
-        # The second comparison refuses other spellings of the same bytes.
-        if raw[:_DIGEST_BYTES] != _digest(question, payload) or _spelled(raw) != token:
-            raise wrong
-        version, places = msgspec.msgpack.decode(payload, type=tuple[int, list[Place]])
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
-        raise wrong from None
-    if version != _VERSION or len(places) != symbols or not all(map(_sound, places)):
-        raise wrong
-    return places
+    except (binascii.Error, ValueError):
+        raise wrong_token() from None
+    payload = raw[_DIGEST_BYTES:]
+    # The second comparison refuses other spellings of the same bytes.
+    if raw[:_DIGEST_BYTES] != _digest(question, payload) or _spelled(raw) != token:
+        raise wrong_token()
+    return payload
+
+
+def wrong_token() -> InvalidParameterError:
+    """What is said of a token that is not good."""
+    return InvalidParameterError("page_token", "page_token is damaged, or belongs to a query with other parameters.")
 
 
 def _spelled(raw: bytes) -> str:

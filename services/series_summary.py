@@ -127,6 +127,11 @@ class SeriesSummaries:
             found += await self.sum_up(rows[at : min(at + BATCH, limit)])
         return found, len(rows) > limit
 
+    async def stored(self) -> int:
+        """How many series are stored."""
+        async with self._store.database.connection() as db:
+            return int(await db.fetchval(self._sql["count_series"]))
+
     async def numbered(self, after_id: int, limit: int) -> list[SeriesRow]:
         """The first `limit` stored series whose number is greater."""
         async with self._store.database.connection() as db:
@@ -134,6 +139,8 @@ class SeriesSummaries:
 
     async def sum_up(self, rows: Sequence[SeriesRow]) -> list[StoredPart]:
         """Sum up these series, each at one state of the database."""
+        if not rows:
+            return []
         ranges = await self._ranges(rows)
         closed = {row.id: await self._closed(row.calendar, ranges[row.id]) for row in rows if row.id in ranges}
         async with self._store.database.transaction() as db:

@@ -15,7 +15,8 @@ from services.bar_walk import OhlcvAnswer, OhlcvQuery
 from services.cache_manager import MemoryCache
 from services.coverage import Tile
 from services.fill import Fill
-from services.market_service import ProviderListing
+from services.market_service import ProviderListing, UpstreamUse
+from services.series_summary import SeriesFilter, StoredPart
 from tests.support.clock import ManualClock
 from tests.support.market import START_MS
 
@@ -92,6 +93,9 @@ class FakeMarkets:
     def open_providers(self) -> list[FakeOpenProvider]:
         return self.opened
 
+    def upstream_use(self) -> dict[tuple[str, str], UpstreamUse]:
+        return {("test", "fake"): UpstreamUse(calls=7)}
+
     def check(self, market: str, provider: str = "fake") -> None:
         if market != "test":
             raise UnknownMarketError(f"There is no market {market!r}.")
@@ -158,6 +162,46 @@ class FakeOhlcv:
             raise self.error
 
 
+class FakeSummaries:
+    """Series as they are said to be stored, in pages."""
+
+    def __init__(self) -> None:
+        self.parts: list[StoredPart] = []
+        self.asked: list[tuple[SeriesFilter, int, Series | None]] = []
+        self.error: Exception | None = None
+
+    async def page(
+        self, wanted: SeriesFilter, *, limit: int, after: Series | None = None
+    ) -> tuple[list[StoredPart], bool]:
+        self.asked.append((wanted, limit, after))
+        if self.error is not None:
+            raise self.error
+        found = [part for part in self.parts if after is None or part.series > after]
+        return found[:limit], len(found) > limit
+
+
+@dataclass
+class FakeTotals:
+    series: int | None = 3
+    minutes: Mapping[tuple[str, str, Verdict], int] = field(
+        default_factory=lambda: {("test", "fake", Verdict.DATA): 60, ("test", "fake", Verdict.NO_TRADES): 2}
+    )
+
+
+@dataclass
+class FakeStore:
+    bars_written: int = 60
+    bars_revised: int = 1
+
+
+@dataclass
+class FakeChunks:
+    """What the metrics read of backfills."""
+
+    chunk_counts: Mapping[str, int] = field(default_factory=lambda: {"queued": 4, "failed": 1})
+    chunks_finished: Mapping[str, int] = field(default_factory=lambda: {"done": 5, "failed": 1, "refused": 0})
+
+
 class FakeServices:
     """What `app_extensions.wiring.Services` is to the web application."""
 
@@ -169,7 +213,10 @@ class FakeServices:
         self.loader = FakeLoader()
         self.markets = FakeMarkets()
         self.ohlcv = FakeOhlcv(self.markets, self.clock)
-        self.store = None
+        self.store = FakeStore()
+        self.summaries = FakeSummaries()
+        self.totals = FakeTotals()
+        self.backfills = FakeChunks()
 
 
 def gap(start_ms: int, end_ms: int, verdict: Verdict = Verdict.FETCH_FAILED) -> Gap:
