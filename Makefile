@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
-# Arguments for pytest: make test ARGS='-k coverage'
+# Arguments for pytest or for the benchmarks: make test ARGS='-k coverage', make bench ARGS='--quick'
 ARGS :=
 
-.PHONY: run install test check format clean
+.PHONY: run install test bench check format clean
 .DEFAULT_GOAL := install
 
 run: install
@@ -49,6 +49,12 @@ test: $(VENV)/.installed-dev
 		|| echo "TimescaleDB for the tests could not be installed (no network?): its tests will not run" >&2
 	$(BIN)/python -m pytest $(ARGS)
 
+# Figures beside their controls, in at most ten minutes; see docs/development.md.
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.timescale.server install \
+		|| echo "TimescaleDB could not be installed (no network?): nothing is measured on it" >&2
+	@$(BIN)/python -m bench $(ARGS)
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -61,5 +67,5 @@ format: $(VENV)/.installed-dev
 
 # Everything that can be made again; never the data.
 clean:
-	rm -rf $(VENV) build *.egg-info .test-tmp .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build *.egg-info .test-tmp .bench-tmp .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""How fast Candlery is, measured beside controls in the same run: `make bench`."""

@@ -1,0 +1,90 @@
+"""What a question comes to."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+import msgspec
+
+#: Each figure is measured so often beside its control, but for a quick look.
+ROUNDS = 3
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One figure: its values, one a round, beside those of its control.
+
+    Attributes:
+        name: what it is.
+        unit: of its values.
+        figure: one value a round.
+        control: one value a round; empty where there is nothing to hold it against.
+        target: what is to be reached, in words.
+        decimals: worth showing.
+    """
+
+    name: str
+    unit: str
+    figure: list[float]
+    control: list[float] = []
+    target: str = ""
+    decimals: int = 0
+
+    @property
+    def ratio(self) -> float | None:
+        """The figure's median over its control's."""
+        return median(self.figure) / median(self.control) if self.control and median(self.control) else None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The answer to one question.
+
+    Attributes:
+        rows: its figures.
+        notes: what else was seen, in sentences.
+        versions: of the servers that it ran on.
+    """
+
+    rows: list[Row]
+    notes: list[str] = []
+    versions: dict[str, str] = {}
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What a question is given: whether a quick look will do, and an empty folder that is removed afterwards."""
+
+    quick: bool
+    scratch: Path
+
+    @property
+    def rounds(self) -> int:
+        """How often to measure."""
+        return 1 if self.quick else ROUNDS
+
+
+class Question(Protocol):
+    """A module of `bench.questions`."""
+
+    __doc__: str | None
+
+    async def run(self, task: Task) -> Outcome:
+        """Measure."""
+        ...
+
+
+Measure = Callable[[], Awaitable[float]]
+
+
+async def side_by_side(rounds: int, control: Measure, figure: Measure) -> tuple[list[float], list[float]]:
+    """Values of the control and of the figure, measured in turns: what slows the machine for a while slows both."""
+    controls: list[float] = []
+    figures: list[float] = []
+    for _ in range(rounds):
+        controls.append(await control())
+        figures.append(await figure())
+    return controls, figures
+
+
+def spread(values: Sequence[float], decimals: int) -> str:
+    """`min..max`."""
+    return f"{min(values):,.{decimals}f}..{max(values):,.{decimals}f}"

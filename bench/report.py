@@ -1,0 +1,56 @@
+"""Outcomes as a table for the terminal and as `bench/RESULTS.md`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+from bench.outcome import Outcome, Row, spread
+
+_HEAD = ("figure", "unit", "median", "spread", "control", "spread", "ratio", "wanted", "rounds")
+_NUMBERS = {2, 3, 4, 5, 6, 8}
+
+
+def table(outcomes: Mapping[str, Outcome]) -> str:
+    """Lines of aligned columns, a heading for each question."""
+    cells = {name: [_cells(row) for row in outcome.rows] for name, outcome in outcomes.items()}
+    every = [_HEAD, *(row for rows in cells.values() for row in rows)]
+    widths = [max(len(row[at]) for row in every) for at in range(len(_HEAD))]
+    lines = [_aligned(_HEAD, widths)]
+    for name, outcome in outcomes.items():
+        lines += [name, *(_aligned(row, widths) for row in cells[name]), *(f"  {note}" for note in outcome.notes)]
+    return "\n".join(lines)
+
+
+def results(outcomes: Mapping[str, Outcome], facts: Mapping[str, str], texts: Mapping[str, str]) -> str:
+    """The document; `texts` say of each question what it measures."""
+    versions = {name: number for outcome in outcomes.values() for name, number in outcome.versions.items()}
+    lines = ["# Results of `make bench`", "", "Written by a full run; see docs/development.md.", ""]
+    lines += _rows(("measured on", ""), sorted({**facts, **versions}.items(), key=lambda fact: fact[0].lower()))
+    for name, outcome in outcomes.items():
+        lines += ["", f"## {name}", "", texts[name], ""]
+        if outcome.rows:
+            lines += _rows(_HEAD, map(_cells, outcome.rows))
+        for note in outcome.notes:
+            lines += ["", note]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    of_figure, of_control = _summary(row.figure, row.decimals), _summary(row.control, row.decimals)
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    return (row.name, row.unit, *of_figure, *of_control, ratio, row.target, str(len(row.figure)))
+
+
+def _summary(values: Sequence[float], decimals: int) -> tuple[str, str]:
+    return (f"{median(values):,.{decimals}f}", spread(values, decimals)) if values else ("", "")
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    fitted = (
+        cell.rjust(width) if at in _NUMBERS else cell.ljust(width)
+        for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  " + "  ".join(fitted).rstrip()
+
+
+def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

@@ -1,0 +1,129 @@
+"""The benchmarks run, say what they found, and leave nothing behind. No time is asserted: that is theirs to measure."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import all_questions, text_of
+from bench.outcome import Outcome, Row
+from bench.report import results, table
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRATCH = ROOT / ".bench-tmp"
+
+
+def bench(*arguments: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-m", "bench", *arguments], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def finished(*arguments: str) -> subprocess.CompletedProcess[str]:
+    with bench(*arguments) as process:
+        out, err = process.communicate(timeout=100)
+    assert not (SCRATCH / str(process.pid)).exists()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_a_quick_run_of_one_question_prints_its_rows_and_writes_no_results():
+    document = ROOT / "bench" / "RESULTS.md"
+    before = document.read_bytes() if document.exists() else None
+    run = finished("--quick", "backfill_plan")
+    assert run.returncode == 0, run.stderr
+    head, question, row = run.stdout.splitlines()
+    assert head.split()[:3] == ["figure", "unit", "median"]
+    assert question == "backfill_plan"
+    assert row.strip().startswith("plan of ten years, 10,000 fragments  ms")
+    assert (document.read_bytes() if document.exists() else None) == before
+
+
+def test_a_backfill_that_is_measured_was_done_right():
+    run = finished("--quick", "backfill_plain")
+    assert run.returncode == 0, run.stderr
+    assert "5,760 bars a round." in run.stdout
+
+
+def test_an_unknown_question_is_told_clearly():
+    run = finished("--quick", "backfill_plan", "nonsense")
+    assert run.returncode == 2
+    assert run.stderr == f"There is no question nonsense. There are: {', '.join(all_questions())}.\n"
+
+
+def test_a_run_that_is_stopped_ends_what_it_started_and_cleans_up():
+    with bench("--quick", "backfill_plan") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "backfill_plan ...\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert err == "Stopped.\n"
+    assert process.returncode == 130
+    assert not (SCRATCH / str(process.pid)).exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
+def test_make_passes_its_arguments_on():
+    command = ["make", "-n", "bench", "ARGS=--quick backfill_plan"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert "python -m bench --quick backfill_plan" in run.stdout
+
+
+def test_every_question_says_what_it_measures():
+    assert all_questions() != []
+    assert [name for name in all_questions() if len(text_of(name)) < 100] == []
+    listed = finished("--list")
+    assert [name for name in all_questions() if text_of(name) not in listed.stdout] == []
+
+
+OUTCOMES = {
+    "speed": Outcome(
+        [
+            Row("with a control", "bars/s", [30.0, 10.0, 20.0], [40.0, 80.0, 40.0], target="at least 15"),
+            Row("alone", "MB", [1.25], decimals=1),
+        ],
+        notes=["A note."],
+        versions={"PostgreSQL": "18"},
+    )
+}
+
+
+def test_the_table_holds_medians_spreads_and_ratios():
+    _, name, first, second, note = table(OUTCOMES).splitlines()
+    assert (name, note.strip()) == ("speed", "A note.")
+    assert " ".join(first.split()) == "with a control bars/s 20 10..30 40 40..80 0.50 at least 15 3"
+    assert " ".join(second.split()) == "alone MB 1.2 1.2..1.2 1"
+
+
+def test_the_results_are_laid_out_the_same_each_time():
+    written = results(OUTCOMES, {"cores": "2", "date": "2026-01-02"}, {"speed": "How fast it is."})
+    assert written.splitlines() == [
+        "# Results of `make bench`",
+        "",
+        "Written by a full run; see docs/development.md.",
+        "",
+        "| measured on |  |",
+        "| --- | --- |",
+        "| cores | 2 |",
+        "| date | 2026-01-02 |",
+        "| PostgreSQL | 18 |",
+        "",
+        "## speed",
+        "",
+        "How fast it is.",
+        "",
+        "| figure | unit | median | spread | control | spread | ratio | wanted | rounds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| with a control | bars/s | 20 | 10..30 | 40 | 40..80 | 0.50 | at least 15 | 3 |",
+        "| alone | MB | 1.2 | 1.2..1.2 |  |  |  |  | 1 |",
+        "",
+        "A note.",
+    ]
+
+
+def test_the_results_that_are_kept_are_of_all_questions_and_name_no_place():
+    kept = (ROOT / "bench" / "RESULTS.md").read_text("utf-8")
+    assert re.findall(r"^## (\w+)$", kept, re.MULTILINE) == all_questions()
+    assert re.findall(r"://|(?:^|[\s`])/\w+", kept) == []
