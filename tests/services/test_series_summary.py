@@ -261,3 +261,19 @@ async def test_series_come_in_order_and_in_pages_and_only_those_that_were_asked_
     assert await keys(SeriesFilter(provider="a"), 3) == sorted(name for name in names if name.provider == "a")
     assert await keys(SeriesFilter("stocks", None, "A"), 1) == [Series("stocks", "B", "A"), Series("stocks", "a", "A")]
     assert await summaries.page(SeriesFilter("stocks", "c"), limit=5) == ([], False)
+
+
+async def test_minutes_that_were_forgotten_do_not_count_though_the_aggregates_still_hold_them(
+    any_store: BarStore, summaries: SeriesSummaries, clock: ManualClock
+) -> None:
+    series, start_ms = a_name(), Timeframe.D1.floor(clock.now_ms()) - 4 * DAY_MS
+    stored = await any_store.ensure_series(series)
+    bars = random_minutes(1, 4 * 1440, start_ms=start_ms)
+    await any_store.record(stored.id, M1, bars=bars, answered=RangeSet.of(start_ms, start_ms + 4 * DAY_MS))
+    await Retention(any_store.database, any_store.rollups, clock, days=2).run()
+    await any_store.record_failure(stored.id, M1, RangeSet.of(start_ms, start_ms + DAY_MS), "down")
+    found = await summary(summaries, series)
+    assert found.range is not None
+    assert found.range.start_ms == start_ms
+    assert found.bars == sum(bar.ts >= start_ms + 2 * DAY_MS for bar in bars)
+    assert found.missing[Verdict.FETCH_FAILED] == found.missing[Verdict.NEVER_FETCHED] == 1440
