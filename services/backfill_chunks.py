@@ -12,6 +12,7 @@ from domain.bar import Bar
 from domain.errors import CandleryError
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
+from services.backfills import JobState
 from services.bar_store import BarStore
 from services.database import Connection
 from services.sql import load_queries
@@ -72,10 +73,14 @@ class ChunkStore:
         """The job's next chunk that may be worked on now."""
         async with self._database.transaction() as db:
             await db.fetchval(self._sql["claim_turn"], _CLAIM_TURN)
+            state = await db.fetchval(self._sql["claim_job"], job_id)
+            if state not in {JobState.QUEUED, JobState.RUNNING}:
+                return None
             row = await db.fetchrow(self._sql["claim"], job_id, self.owner, self.lease_s)
             if row is None:
                 return None
-            await db.execute(self._sql["begin_job"], job_id)
+            if state == JobState.QUEUED:
+                await db.execute(self._sql["begin_job"], job_id)
         at, fence, series_id, symbol, kind, starts, ends, attempts, faults = row
         return Claim(job_id, at, fence, series_id, symbol, kind, TimeRange(starts, ends), attempts, faults)
 
@@ -90,26 +95,30 @@ class ChunkStore:
                 await db.execute(self._sql["skip_before"], claim.job_id, claim.series_id, skip_before_ms)
             await self.mark_done(db, claim, 0)
 
-    async def put_back(
-        self, claim: Claim, why: str | None, *, counts: bool = True, rest_s: float | None = None, limit: int
-    ) -> bool:
-        """Let the chunk and its symbol rest after a fault, or give both up after `limit` tries; whether it rests.
+    async def put_back(self, claim: Claim, why: str | None, *, rest_s: float) -> None:
+        """Queue the chunk again, to rest with its symbol for a while: nobody's fault, so no attempt is counted."""
+        async with self._database.transaction() as db:
+            await self.hold(db, claim)
+            await db.execute(self._sql["put_back"], claim.id, rest_s, why, False)
+            await db.execute(self._sql["rest_series"], claim.job_id, claim.series_id, rest_s, False)
 
-        `counts=False`: the provider asked to wait, which is nobody's fault.
+    async def fault(self, claim: Claim, why: str, *, limit: int) -> bool:
+        """Let the chunk and its symbol rest after a fault; after `limit` tries fail it. Whether it rests.
+
+        A symbol with so many faults in a row, whatever the chunk, is given up as a whole.
         """
         async with self._database.transaction() as db:
             await self.hold(db, claim)
-            if counts and claim.attempts >= limit:
+            rests = claim.attempts < limit
+            if rests:
+                await db.execute(self._sql["put_back"], claim.id, rest_after(claim.attempts), why, True)
+            else:
                 await db.execute(self._sql["give_up"], claim.id, why)
-                if claim.faults + 1 >= limit:
-                    await db.execute(self._sql["give_up_queued"], claim.job_id, claim.series_id, why)
-                return False
-            pause = rest_s if rest_s is not None else rest_after(claim.attempts)
-            await db.execute(self._sql["put_back"], claim.id, pause, why, counts)
-            if counts or rest_s is not None:
-                wait = rest_s if rest_s is not None else rest_after(claim.faults + 1)
-                await db.execute(self._sql["rest_series"], claim.job_id, claim.series_id, wait)
-        return True
+            if claim.faults + 1 >= limit and not rests:
+                await db.execute(self._sql["give_up_queued"], claim.job_id, claim.series_id, why)
+            pause_s = rest_after(claim.faults + 1)
+            await db.execute(self._sql["rest_series"], claim.job_id, claim.series_id, pause_s, True)
+        return rests
 
     async def give_up(self, claim: Claim, why: str, *, whole_job: bool) -> None:
         """Fail the chunk, and what is left of its symbol or of the whole job: trying again cannot help."""
@@ -118,22 +127,20 @@ class ChunkStore:
             await db.execute(self._sql["give_up"], claim.id, why)
             await db.execute(self._sql["give_up_queued"], claim.job_id, None if whole_job else claim.series_id, why)
 
-    async def keep_lease(self, chunk_ids: Sequence[int]) -> None:
-        """Sign of life: extend the leases, hand on what others left behind, and say that somebody works."""
+    async def keep_lease(self, chunk_ids: Sequence[int], *, sure: bool) -> None:
+        """Sign of life: extend the leases, hand on what others left behind, and say that somebody works.
+
+        `sure=False`: hand on claims of this owner's, too, that it does not know of.
+        """
         async with self._database.transaction() as db:
             await db.execute(self._sql["extend"], self.owner, self.lease_s, list(chunk_ids))
-            await db.execute(self._sql["reap"])
+            await db.execute(self._sql["hand_on"], None if sure else self.owner, list(chunk_ids))
             await db.execute(self._sql["seen"], self.owner)
-
-    async def release(self, working_on: Sequence[int] = ()) -> None:
-        """Hand on chunks of this owner that it does not work on."""
-        async with self._database.connection() as db:
-            await db.execute(self._sql["release"], self.owner, list(working_on))
 
     async def sign_off(self) -> None:
         """This owner works no more."""
         async with self._database.transaction() as db:
-            await db.execute(self._sql["release"], self.owner, [])
+            await db.execute(self._sql["hand_on"], self.owner, [])
             await db.execute(self._sql["gone"], self.owner)
 
     async def someone_works(self) -> bool:
@@ -170,7 +177,7 @@ class ChunkKeeper:
         self.done = False
         self.failure: str | None = None
 
-    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool) -> None:
+    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool, asked_ms: int) -> None:
         """Write a page. The last one ends the chunk."""
         chunks, claim = self._chunks, self._claim
         left = self.left - covered
@@ -178,7 +185,7 @@ class ChunkKeeper:
         async with chunks.store.database.transaction() as db:
             await chunks.hold(db, claim)
             written = await chunks.store.record_in(
-                db, claim.series_id, Timeframe.M1, bars=bars, answered=covered, vouched=vouched
+                db, claim.series_id, Timeframe.M1, bars=bars, answered=covered, vouched=vouched, asked_ms=asked_ms
             )
             if ends:
                 await chunks.mark_done(db, claim, written.written)

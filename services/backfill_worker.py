@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 from domain.clock import Clock
@@ -42,8 +43,14 @@ POLL_S = 1.0
 SETTLE_S = 2.0
 _STOP_S = 2.0
 _NOT_CLOSED = "the provider has not closed these minutes yet"
-#: Of no use to try again for this symbol.
-_HOPELESS = (SymbolNotFoundPluginError, PluginFeatureNotSupportedError, UnknownNameError, UnsupportedTimeframeError)
+#: Of no use to try again.
+_HOPELESS = (
+    AuthenticationPluginError,
+    PluginFeatureNotSupportedError,
+    SymbolNotFoundPluginError,
+    UnknownNameError,
+    UnsupportedTimeframeError,
+)
 
 
 class BackfillWorkers:
@@ -77,7 +84,7 @@ class BackfillWorkers:
         self._attempts = attempts
         self._poll_s = poll_s
         self._chunks = ChunkStore(store, f"worker-{uuid4()}", lease_s=lease_s)
-        self._working: dict[str, asyncio.Task[None]] = {}
+        self._working: dict[str, asyncio.Task[bool]] = {}
         self._claimed: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._woken = asyncio.Event()
@@ -115,7 +122,7 @@ class BackfillWorkers:
         """Stop at once; what was claimed is handed on."""
         if not self._tasks:
             return
-        tasks = [*self._tasks, *self._working.values()]
+        tasks: list[asyncio.Task[Any]] = [*self._tasks, *self._working.values()]
         self._tasks = []
         for task in tasks:
             task.cancel()
@@ -166,24 +173,25 @@ class BackfillWorkers:
             self._working[job.id] = task
             task.add_done_callback(self._leave)
 
-    def _leave(self, task: asyncio.Task[None]) -> None:
+    def _leave(self, task: asyncio.Task[bool]) -> None:
         self._working = {job_id: other for job_id, other in self._working.items() if other is not task}
-        self.wake()
+        if not task.cancelled() and task.result():
+            self.wake()
 
     async def _beat(self) -> None:
-        await self._chunks.keep_lease(list(self._claimed))
-        if self._unsure:
-            self._unsure = False
-            await self._chunks.release(list(self._claimed))
+        sure, self._unsure = not self._unsure, False
+        await self._chunks.keep_lease(list(self._claimed), sure=sure)
 
     async def _settle(self) -> None:
         if self._working:
             await self._store.settle()
 
-    async def _work_on(self, job: JobRef) -> None:
-        """All that can be done of a job now; end it where nothing is left."""
+    async def _work_on(self, job: JobRef) -> bool:
+        """All that can be done of a job now; end it where nothing is left. Whether anything was done."""
+        worked = False
         try:
             while (claim := await self._chunks.claim(job.id)) is not None:
+                worked = True
                 self._claimed.add(claim.id)
                 try:
                     await self._work(job, claim)
@@ -199,6 +207,7 @@ class BackfillWorkers:
         except Exception:
             log.exception("backfill %s was interrupted; it is taken up again", job.id)
             await asyncio.sleep(self._poll_s)
+        return worked
 
     async def _work(self, job: JobRef, claim: Claim) -> None:
         series = Series(job.market, job.provider, claim.symbol)
@@ -234,6 +243,10 @@ class BackfillWorkers:
             error = await errand.run(missing)
             if error is not None:
                 raise error
+            if keeper.failure is None and not keeper.done and keeper.left != missing:
+                # It comes in small pieces: go on, as another claim.
+                await self._chunks.put_back(claim, None, rest_s=0)
+                return
             if not keeper.done:
                 raise PluginError(keeper.failure or _NOT_CLOSED)
         else:
@@ -243,14 +256,14 @@ class BackfillWorkers:
     async def _fault(self, claim: Claim, exc: CandleryError) -> None:
         """Rest after what may pass; give up what trying again cannot mend."""
         try:
-            if isinstance(exc, _HOPELESS | AuthenticationPluginError):
+            if isinstance(exc, _HOPELESS):
                 whole_job = isinstance(exc, AuthenticationPluginError)
                 await self._chunks.give_up(claim, exc.detail, whole_job=whole_job)
                 self.finished["failed"] += 1
             elif isinstance(exc, RateLimitPluginError):
                 pause_s = exc.retry_after_s or DEFAULT_PAUSE_S
-                await self._chunks.put_back(claim, exc.detail, counts=False, rest_s=pause_s, limit=self._attempts)
-            elif not await self._chunks.put_back(claim, exc.detail, limit=self._attempts):
+                await self._chunks.put_back(claim, exc.detail, rest_s=pause_s)
+            elif not await self._chunks.fault(claim, exc.detail, limit=self._attempts):
                 self.finished["failed"] += 1
         except FencedError as fenced:
             self.finished["refused"] += 1

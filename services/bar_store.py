@@ -90,14 +90,23 @@ class BarStore:
         answered: RangeSet,
         vouched: bool = False,
         was_asked: bool = True,
+        asked_ms: int | None = None,
     ) -> Written:
         """Write native bars and what they make known, all or nothing, and rebuild the aggregates they touch.
 
-        `answered` are the buckets that the source accounts for; every bar must lie in it.
+        `answered` are the buckets that the source accounts for; every bar must lie in it. `asked_ms`: when it was
+        asked, where that was not just now.
         """
         async with self.database.transaction() as db:
             written = await self.record_in(
-                db, series_id, timeframe, bars=bars, answered=answered, vouched=vouched, was_asked=was_asked
+                db,
+                series_id,
+                timeframe,
+                bars=bars,
+                answered=answered,
+                vouched=vouched,
+                was_asked=was_asked,
+                asked_ms=asked_ms,
             )
         self.count(written)
         if timeframe is Timeframe.M1 and written.written:
@@ -114,6 +123,7 @@ class BarStore:
         answered: RangeSet,
         vouched: bool = False,
         was_asked: bool = True,
+        asked_ms: int | None = None,
     ) -> Written:
         """`record` inside a transaction of the caller's, who must call `count()` and `settle()` after the commit."""
         await db.fetchval(self._series_sql["lock"], series_id)
@@ -122,7 +132,14 @@ class BarStore:
         written = await self._upsert(db, series_id, timeframe, bars)
         now_ms = self._clock.now_ms()
         await self.ledger.answered(
-            db, series_id, timeframe, answered, now_ms=now_ms, vouched=vouched, was_asked=was_asked
+            db,
+            series_id,
+            timeframe,
+            answered,
+            now_ms=now_ms,
+            vouched=vouched,
+            was_asked=was_asked,
+            asked_ms=asked_ms,
         )
         return written
 

@@ -187,10 +187,13 @@ class CoverageLedger:
         now_ms: int,
         vouched: bool = False,
         was_asked: bool = True,
+        asked_ms: int | None = None,
     ) -> None:
         """Record that a provider accounted for `asked`.
 
         `vouched`: its silence about a bucket is proof. `was_asked=False`: the bars came from a file; no ask is counted.
+        `asked_ms`: when the question was put, where that was not just now. A first answer counts as given now, a second
+        as given when it was asked for, so that the hour between them is a whole one.
         """
         if not asked:
             return
@@ -198,7 +201,8 @@ class CoverageLedger:
         confirmed = asked if vouched else RangeSet()
         if was_asked:
             old = await self._ask(db, series_id, timeframe, asked, answered=True, now_ms=now_ms)
-            ripe = (c.range for c in old if c.answered and now_ms - c.first_ms >= CONFIRM_AFTER_MS)
+            second_ms = now_ms if asked_ms is None else min(asked_ms, now_ms)
+            ripe = (c.range for c in old if c.answered and second_ms - c.first_ms >= CONFIRM_AFTER_MS)
             confirmed |= asked & RangeSet(ripe)
         if confirmed:
             await self._add(db, series_id, timeframe, "confirmed", confirmed)

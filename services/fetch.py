@@ -28,8 +28,11 @@ class ErrandLimits(NamedTuple):
 class Keeper(Protocol):
     """Where an errand leaves what it got. Each call is all or nothing."""
 
-    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool) -> None:
-        """Store final bars and that the provider accounted for `covered`; `vouched`: its silence is proof."""
+    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool, asked_ms: int) -> None:
+        """Store final bars and that the provider, asked at `asked_ms`, accounted for `covered`.
+
+        `vouched`: its silence is proof.
+        """
         ...
 
     async def fail(self, ranges: RangeSet, why: str) -> None:
@@ -46,9 +49,11 @@ class StoreKeeper:
         self._series_id = series_id
         self._timeframe = timeframe
 
-    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool) -> None:
+    async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool, asked_ms: int) -> None:
         """Record bars and coverage in one transaction."""
-        await self._store.record(self._series_id, self._timeframe, bars=bars, answered=covered, vouched=vouched)
+        await self._store.record(
+            self._series_id, self._timeframe, bars=bars, answered=covered, vouched=vouched, asked_ms=asked_ms
+        )
 
     async def fail(self, ranges: RangeSet, why: str) -> None:
         """Record the failure."""
@@ -118,9 +123,11 @@ class Fetch:
         while start < window.end_ms and self._may_call():
             self._calls_left -= 1
             wanted = TimeRange(start, window.end_ms)
+            # From before the call: a machine may sleep between an answer and its keeping.
+            asked_ms = self._clock.now_ms()
             page = await self._feed.page(self._symbol, self._timeframe, wanted, polite=self._polite)
             self.answered = True
-            await self._keep(page)
+            await self._keep(page, asked_ms)
             why = page.rejected[0] if page.rejected else why
             reach = page.covered.span.end_ms if page.covered.span else start
             if reach <= start:
@@ -132,16 +139,15 @@ class Fetch:
     def _may_call(self) -> bool:
         return self._calls_left > 0 and time.monotonic() < self._deadline
 
-    async def _keep(self, page: Page) -> None:
-        covered, bars = self._final_part(page)
+    async def _keep(self, page: Page, asked_ms: int) -> None:
+        covered, bars = self._final_part(page, asked_ms)
         vouched = self._feed.capabilities.vouches_empty and page.vouched
-        await self._keeper.keep(bars, covered, vouched=vouched)
+        await self._keeper.keep(bars, covered, vouched=vouched, asked_ms=asked_ms)
         self._done |= covered
 
-    def _final_part(self, page: Page) -> tuple[RangeSet, list[Bar]]:
+    def _final_part(self, page: Page, asked_ms: int) -> tuple[RangeSet, list[Bar]]:
         """The part of a page that cannot change any more, by the earlier of the provider's clock and ours."""
-        now_ms = self._clock.now_ms()
-        present = now_ms if page.venue_ms is None else min(now_ms, page.venue_ms)
+        present = asked_ms if page.venue_ms is None else min(asked_ms, page.venue_ms)
         end = self._timeframe.floor(present - self._feed.capabilities.settle_ms)
         covered = page.covered & RangeSet.of(0, end)
         return covered, within(page.bars, covered)

@@ -1,14 +1,22 @@
 """Backfill jobs: what they fetch, what they leave alone, and how they end."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import pytest
 import pytest_asyncio
 
-from domain.series import Series
-from domain.time_range import TimeRange
-from domain.timeframe import DAY_MS, Timeframe
-from services.backfills import JobState
+from domain.bar import fold
+from domain.errors import ConflictError, NotFoundError, UnknownSymbolError
+from domain.series import Series, Verdict
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
+from plugins.base import AuthenticationPluginError, NetworkPluginError, Page, SymbolNotFoundPluginError
+from services.backfill_chunks import ChunkStore
+from services.backfills import BackfillRequest, JobState, Origin
 from services.bar_store import BarStore
+from services.fetch import StoreKeeper
 from tests.support.clock import ManualClock
 from tests.support.house import House, make_house
 from tests.support.market import START_MS, random_minutes
@@ -18,9 +26,15 @@ DAY = TimeRange(START_MS, START_MS + DAY_MS)
 
 
 @pytest_asyncio.fixture
-async def house(any_store: BarStore, clock: ManualClock) -> AsyncIterator[House]:
+async def house(store: BarStore, clock: ManualClock) -> AsyncIterator[House]:
+    async with a_house(store, clock) as made:
+        yield made
+
+
+@asynccontextmanager
+async def a_house(store: BarStore, clock: ManualClock) -> AsyncIterator[House]:
     plugin = ScriptedPlugin({"A/B": random_minutes(5, 1440), "C/D": random_minutes(6, 1440)})
-    yield (made := make_house(any_store, clock, plugin))
+    yield (made := make_house(store, clock, plugin))
     await made.workers.close()
     await made.markets.close()
 
@@ -39,3 +53,306 @@ async def test_a_job_fetches_each_missing_minute_once_and_is_done(house: House) 
     assert job.progress.chunks_done == job.progress.chunks_total == 3
     assert job.progress.bars_written == len(house.plugin.market["A/B"])
     assert len(house.plugin.calls) == 3
+
+
+async def test_interior_holes_are_filled_and_what_is_known_is_not_asked_for(house: House) -> None:
+    for hour in (1, 5, 9):
+        await house.bars(start_ms=START_MS + hour * HOUR_MS, end_ms=START_MS + (hour + 2) * HOUR_MS, limit=500)
+    known = len(house.plugin.calls)
+    plan = await house.backfills.plan(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    assert [(gap.start_ms - START_MS) // HOUR_MS for gap in plan.symbols[0].gaps] == [0, 3, 7, 11]
+    house.workers.open()
+    await house.backfill(*DAY)
+    assert await stored(house) == house.plugin.market["A/B"]
+    assert len(house.plugin.calls) - known == plan.calls == len(plan.symbols[0].chunks)
+
+
+async def test_the_newest_minutes_of_every_symbol_come_first(house: House) -> None:
+    house.workers.open()
+    await house.backfill(*DAY, "A/B", "C/D")
+    asked = [(symbol, wanted.end_ms) for symbol, _, wanted in house.plugin.calls]
+    assert asked == sorted(asked, key=lambda one: -one[1])
+    assert {symbol for symbol, _ in asked[:2]} == {"A/B", "C/D"}
+
+
+async def test_scattered_holes_are_asked_for_together(house: House) -> None:
+    series = await house.markets.find(Series("test", "scripted", "A/B"))
+    minute = Timeframe.M1
+    for at in range(0, 400, 10):
+        known = TimeRange(START_MS + at * MINUTE_MS, START_MS + (at + 9) * MINUTE_MS)
+        page = house.plugin.honest_page("A/B", minute, known)
+        await house.store.record(series.stored.id, minute, bars=page.bars, answered=page.covered)
+    request = BackfillRequest("test", "scripted", ("A/B",), TimeRange(START_MS, START_MS + 400 * MINUTE_MS))
+    plan = await house.backfills.plan(request)
+    assert (len(plan.symbols[0].gaps.ranges), plan.calls, plan.minutes) == (40, 1, 40)
+
+
+async def test_a_dry_run_writes_no_job_and_asks_for_no_bars(house: House) -> None:
+    plan = await house.backfills.plan(BackfillRequest("test", "scripted", ("A/B", "C/D"), DAY))
+    assert (plan.chunks, plan.calls, plan.minutes) == (6, 6, 2880)
+    assert plan.estimated_s >= 1
+    assert await house.backfills.jobs() == []
+    assert house.plugin.calls == []
+
+
+async def test_two_overlapping_jobs_do_the_shared_part_once(house: House) -> None:
+    half = DAY_MS // 2
+    first = await house.backfills.create(
+        BackfillRequest("test", "scripted", ("A/B",), TimeRange(START_MS, START_MS + half + 500 * MINUTE_MS))
+    )
+    second = await house.backfills.create(
+        BackfillRequest("test", "scripted", ("A/B",), TimeRange(START_MS + half - 500 * MINUTE_MS, DAY.end_ms))
+    )
+    house.workers.open()
+    for job in (first, second):
+        assert (await house.finished(job.id)).state is JobState.DONE
+    asked = sum(wanted.length_ms for _, _, wanted in house.plugin.calls)
+    assert asked == DAY.length_ms
+    assert await stored(house) == house.plugin.market["A/B"]
+
+
+async def test_a_job_for_what_is_complete_is_over_at_once(house: House) -> None:
+    house.workers.open()
+    await house.backfill(*DAY)
+    request = BackfillRequest("test", "scripted", ("A/B",), DAY)
+    job = await house.backfills.create(request)
+    assert (job.state, job.progress.chunks_total, job.progress.percent) == (JobState.DONE, 0, 100)
+    assert job.finished_ms is not None
+
+
+async def test_one_bad_symbol_does_not_stop_the_others(house: House) -> None:
+    def fault(_: int, wanted: TimeRange) -> Page | None:
+        if house.plugin.calls[-1][0] == "C/D":
+            raise SymbolNotFoundPluginError("C/D was delisted")
+        return None
+
+    house.plugin.fault = fault
+    house.workers.open()
+    job = await house.backfill(*DAY, "A/B", "C/D", "E/F")
+    assert job.state is JobState.FAILED
+    assert await stored(house) == house.plugin.market["A/B"]
+    assert (job.errors[0].symbol, job.errors[0].range) == ("E/F", None)
+    assert {error.symbol for error in job.errors[1:]} == {"C/D"}
+    assert job.errors[1].detail == "C/D was delisted"
+    assert (job.progress.chunks_failed, job.progress.chunks_done) == (3, 3)
+    assert sum(symbol == "C/D" for symbol, _, _ in house.plugin.calls) == 1
+
+
+async def test_a_job_of_unknown_symbols_only_is_refused(house: House) -> None:
+    with pytest.raises(UnknownSymbolError, match="X/Y"):
+        await house.backfills.create(BackfillRequest("test", "scripted", ("X/Y",), DAY))
+    assert await house.backfills.jobs() == []
+
+
+async def test_a_passing_fault_is_rested_from_and_overcome(house: House) -> None:
+    def fault(call: int, _: TimeRange) -> Page | None:
+        if call <= 2:
+            raise NetworkPluginError("connection reset")
+        return None
+
+    house.plugin.fault = fault
+    house.workers.open()
+    job = await house.backfill(*DAY)
+    assert (job.state, job.errors) == (JobState.DONE, ())
+    assert await stored(house) == house.plugin.market["A/B"]
+
+
+async def test_a_fault_that_stays_ends_as_fetch_failed_with_reason_and_tries_and_can_be_retried(house: House) -> None:
+    def fault(_: int, wanted: TimeRange) -> Page | None:
+        if wanted.start_ms < START_MS + 100 * MINUTE_MS:
+            raise NetworkPluginError("502 from the gateway")
+        return None
+
+    house.plugin.fault = fault
+    house.workers.open()
+    job = await house.backfill(*DAY)
+    assert (job.state, job.progress.chunks_done, job.progress.chunks_failed) == (JobState.FAILED, 2, 1)
+    assert [(e.symbol, e.detail, e.attempts) for e in job.errors] == [("A/B", "502 from the gateway", 3)]
+    assert job.errors[0].range == TimeRange(START_MS, START_MS + 440 * MINUTE_MS)
+    tiles = await house.coverage(*DAY)
+    assert (tiles[0].verdict, tiles[0].attempts) == (Verdict.FETCH_FAILED, 3)
+    house.plugin.fault = None
+    await house.backfills.retry(job.id)
+    again = await house.finished(job.id)
+    assert (again.state, again.errors, again.progress.chunks_done) == (JobState.DONE, (), 3)
+    assert await stored(house) == house.plugin.market["A/B"]
+
+
+async def test_refused_credentials_end_the_whole_job_at_the_first_call(house: House) -> None:
+    def fault(_: int, wanted: TimeRange) -> Page | None:
+        raise AuthenticationPluginError("bad key")
+
+    house.plugin.fault = fault
+    house.workers.open()
+    job = await house.backfill(*DAY, "A/B", "C/D")
+    assert (job.state, job.error_count) == (JobState.FAILED, 6)
+    assert len(house.plugin.calls) == 1
+
+
+async def test_a_paused_job_rests_and_a_resumed_one_goes_on(house: House) -> None:
+    job = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    assert (await house.backfills.pause(job.id)).state is JobState.PAUSED
+    house.workers.open()
+    await asyncio.sleep(0.3)
+    assert house.plugin.calls == []
+    with pytest.raises(ConflictError, match="paused"):
+        await house.backfills.pause(job.id)
+    await house.backfills.resume(job.id)
+    assert (await house.finished(job.id)).state is JobState.DONE
+
+
+async def test_a_job_paused_on_its_way_keeps_what_it_has(house: House) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    honest = house.plugin.fetch_page
+
+    async def slow(symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+        page = await honest(symbol, timeframe, wanted)
+        reached.set()
+        await go_on.wait()
+        return page
+
+    house.plugin.fetch_page = slow  # type: ignore[method-assign]
+    house.workers.open()
+    job = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    await asyncio.wait_for(reached.wait(), 10)
+    await house.backfills.pause(job.id)
+    go_on.set()
+    async for now in house.backfills.watch(job.id):
+        if now.progress.chunks_done > 0:
+            break
+    assert (now.state, len(house.plugin.calls)) == (JobState.PAUSED, 1)
+    await house.backfills.resume(job.id)
+    assert (await house.finished(job.id)).state is JobState.DONE
+    assert len(house.plugin.calls) == 3
+
+
+async def test_a_cancelled_job_ends_and_cannot_be_taken_up(house: House) -> None:
+    job = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    cancelled = await house.backfills.cancel(job.id)
+    assert (cancelled.state, cancelled.progress.chunks_total) == (JobState.CANCELLED, 3)
+    for steer in (house.backfills.pause, house.backfills.resume, house.backfills.cancel, house.backfills.retry):
+        with pytest.raises(ConflictError, match="cancelled"):
+            await steer(job.id)
+    house.workers.open()
+    await house.backfill(*DAY, "C/D")
+    assert {symbol for symbol, _, _ in house.plugin.calls} == {"C/D"}
+
+
+async def test_an_unknown_job_is_told(house: House) -> None:
+    for call in (house.backfills.job, house.backfills.pause, house.backfills.retry):
+        with pytest.raises(NotFoundError, match="nothing-like-it"):
+            await call("nothing-like-it")
+
+
+async def test_minutes_that_are_still_forming_are_left_to_a_later_job(house: House, clock: ManualClock) -> None:
+    now_ms = clock.now_ms()
+    house.plugin.market["A/B"] = random_minutes(9, 120, start_ms=now_ms - 60 * MINUTE_MS)
+    house.workers.open()
+    job = await house.backfill(now_ms - 60 * MINUTE_MS, now_ms + HOUR_MS)
+    assert job.state is JobState.DONE
+    tiles = await house.coverage(now_ms - 2 * MINUTE_MS, now_ms + MINUTE_MS)
+    assert tiles[-1].verdict is Verdict.NEVER_FETCHED
+    assert tiles[-1].range.start_ms == now_ms - MINUTE_MS
+
+
+async def test_only_one_job_heals_a_provider_at_a_time(house: House) -> None:
+    request = BackfillRequest("test", "scripted", ("A/B",), DAY)
+    first = await house.backfills.create(request, origin=Origin.HEALING)
+    with pytest.raises(ConflictError, match="heals"):
+        await house.backfills.create(request, origin=Origin.HEALING)
+    house.workers.open()
+    await house.finished(first.id)
+    assert (await house.backfills.create(request, origin=Origin.HEALING)).state is JobState.DONE
+
+
+async def test_a_query_and_a_job_never_ask_for_the_same_at_once(house: House) -> None:
+    house.workers.open()
+    job = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    answers = await asyncio.gather(
+        *(
+            house.bars(start_ms=START_MS + h * HOUR_MS, end_ms=START_MS + (h + 6) * HOUR_MS, limit=500)
+            for h in range(18)
+        )
+    )
+    assert (await house.finished(job.id)).state is JobState.DONE
+    assert all(answer.error is None for answer in answers)
+    assert sum(wanted.length_ms for _, _, wanted in house.plugin.calls) == DAY.length_ms
+    assert await stored(house) == house.plugin.market["A/B"]
+
+
+async def test_aggregates_are_right_as_soon_as_a_job_is_done(any_store: BarStore, clock: ManualClock) -> None:
+    async with a_house(any_store, clock) as house:
+        house.plugin.market["A/B"] = random_minutes(8, 1440, holes=0)
+        await house.bars(timeframe="1m", start_ms=START_MS + 2 * HOUR_MS, end_ms=START_MS + 3 * HOUR_MS, limit=1000)
+        house.workers.open()
+        await house.backfill(*DAY)
+        calls = len(house.plugin.calls)
+        for timeframe in ("5m", "1h", "4h", "1d"):
+            answer = await house.bars(timeframe=timeframe, start_ms=START_MS, end_ms=DAY.end_ms)
+            assert answer.bars == fold(house.plugin.market["A/B"], Timeframe(timeframe))
+            assert answer.sources == ["aggregate"]
+        assert len(house.plugin.calls) == calls
+
+
+async def test_a_provider_that_answers_in_small_pieces_is_no_fault(house: House) -> None:
+    def fault(_: int, wanted: TimeRange) -> Page | None:
+        end = min(wanted.end_ms, wanted.start_ms + 2 * MINUTE_MS)
+        return house.plugin.honest_page("A/B", Timeframe.M1, TimeRange(wanted.start_ms, end))
+
+    house.plugin.fault = fault
+    house.workers.open()
+    job = await house.backfill(START_MS, START_MS + 500 * MINUTE_MS)
+    assert (job.state, job.progress.chunks_done) == (JobState.DONE, 1)
+    assert len(house.plugin.calls) == 250
+
+
+async def test_a_blocked_job_waits_without_keeping_the_others_from_their_lane(house: House) -> None:
+    """The stretch of the first job is being fetched elsewhere; the second job has its own."""
+    blocked = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    other = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    free = await house.backfills.create(BackfillRequest("test", "scripted", ("C/D",), DAY))
+    elsewhere = ChunkStore(house.store, "elsewhere", lease_s=600)
+    held = [await elsewhere.claim(blocked.id) for _ in range(3)]
+    assert all(held)
+    house.workers.open()
+    assert (await house.finished(free.id)).state is JobState.DONE
+    assert {symbol for symbol, _, _ in house.plugin.calls} == {"C/D"}
+    await elsewhere.sign_off()
+    for job in (blocked, other):
+        assert (await house.finished(job.id)).state is JobState.DONE
+    assert await stored(house) == house.plugin.market["A/B"]
+
+
+async def test_an_answer_counts_as_given_when_it_was_asked_for(house: House, clock: ManualClock) -> None:
+    """The machine slept, between the answer and its keeping, long enough for the hour between two looks."""
+    minute = TimeRange(START_MS, START_MS + MINUTE_MS)
+    listing = await house.markets.find(Series("test", "scripted", "A/B"))
+    keeper = StoreKeeper(house.store, listing.stored.id, Timeframe.M1)
+
+    async def ask(*, sleep_h: float) -> None:
+        asked_ms = clock.now_ms()
+        clock.advance(hours=sleep_h)
+        await keeper.keep([], RangeSet((minute,)), vouched=False, asked_ms=asked_ms)
+
+    await ask(sleep_h=0)
+    clock.advance(minutes=10)
+    await ask(sleep_h=2)
+    assert [tile.verdict for tile in await house.coverage(*minute)] == [Verdict.UNCONFIRMED_EMPTY]
+    await ask(sleep_h=0)
+    assert [tile.verdict for tile in await house.coverage(*minute)] == [Verdict.NO_TRADES]
+
+
+async def test_a_watcher_sees_a_job_from_its_beginning_to_its_end(house: House) -> None:
+    job = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B", "C/D"), DAY))
+    house.workers.open()
+    seen = [now async for now in house.backfills.watch(job.id)]
+    percents = [now.progress.percent for now in seen]
+    assert percents == sorted(percents)
+    assert (seen[-1].state, percents[-1]) == (JobState.DONE, 100)
+
+
+async def test_somebody_works_only_while_a_process_does(house: House) -> None:
+    assert not await house.backfills.someone_works()
+    async with house.workers.running():
+        assert await house.backfills.someone_works()
+    assert not await house.backfills.someone_works()

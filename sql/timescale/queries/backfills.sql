@@ -30,7 +30,9 @@ SELECT id, market, provider FROM backfill_jobs j
 WHERE state IN ('queued', 'running') AND id <> ALL ($1::text[]) AND (
     EXISTS (SELECT 1 FROM backfill_chunks c JOIN backfill_series s USING (job_id, series_id)
             WHERE c.job_id = j.id AND c.state = 'queued'
-              AND c.rests_until <= clock_timestamp() AND s.rests_until <= clock_timestamp())
+              AND c.rests_until <= clock_timestamp() AND s.rests_until <= clock_timestamp()
+              AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id AND o.state = 'running'
+                              AND o.starts < c.ends AND o.ends > c.starts))
     OR NOT EXISTS (SELECT 1 FROM backfill_chunks c WHERE c.job_id = j.id AND c.state IN ('queued', 'running')))
 ORDER BY origin = 'healing', created_at, id LIMIT $2;
 
@@ -38,14 +40,17 @@ ORDER BY origin = 'healing', created_at, id LIMIT $2;
 -- Claims take turns, so that no two see the same stretch of a series free.
 SELECT pg_advisory_xact_lock($1);
 
+-- name: claim_job
+-- The job's row comes before its chunks, as in what steers jobs: once a pause has returned, no chunk begins.
+SELECT state FROM backfill_jobs WHERE id = $1 FOR NO KEY UPDATE;
+
 -- name: claim
 -- The job's first chunk that does not rest and whose stretch no other chunk is being fetched for.
 WITH candidate AS (
     SELECT c.id, s.faults FROM backfill_chunks c
     JOIN backfill_series s USING (job_id, series_id)
-    JOIN backfill_jobs j ON j.id = c.job_id
     WHERE c.job_id = $1 AND c.state = 'queued' AND c.rests_until <= clock_timestamp()
-      AND s.rests_until <= clock_timestamp() AND j.state IN ('queued', 'running')
+      AND s.rests_until <= clock_timestamp()
       AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id AND o.state = 'running'
                       AND o.starts < c.ends AND o.ends > c.starts)
     ORDER BY c.place LIMIT 1
@@ -59,7 +64,7 @@ RETURNING c.id, c.fence, c.series_id, c.symbol, c.kind, c.starts, c.ends, c.atte
 
 -- name: begin_job
 UPDATE backfill_jobs SET state = 'running', started_at = coalesce(started_at, clock_timestamp())
-WHERE id = $1 AND state = 'queued';
+WHERE id = $1;
 
 -- name: hold
 -- Whether the chunk is still this claim's; keeps it so until the transaction ends.
@@ -79,12 +84,13 @@ UPDATE backfill_chunks SET state = 'done', finished_at = clock_timestamp()
 WHERE job_id = $1 AND series_id = $2 AND kind = 'fetch' AND state = 'queued' AND ends <= $3;
 
 -- name: put_back
--- Queue the chunk again to rest for $2 seconds; an attempt that was none ($4) is not counted.
-UPDATE backfill_chunks c
-SET state = CASE WHEN j.state = 'cancelled' THEN 'cancelled' ELSE 'queued' END, error = coalesce($3, c.error),
-    rests_until = clock_timestamp() + make_interval(secs => $2), attempts = c.attempts - CASE WHEN $4 THEN 0 ELSE 1 END,
-    owner = NULL, leased_until = NULL
-FROM backfill_jobs j WHERE c.id = $1 AND j.id = c.job_id;
+-- Queue the chunk again to rest for $2 seconds; an attempt that was none (NOT $4) is not counted.
+UPDATE backfill_chunks
+SET state = CASE (SELECT j.state FROM backfill_jobs j WHERE j.id = job_id FOR SHARE)
+            WHEN 'cancelled' THEN 'cancelled' ELSE 'queued' END,
+    error = coalesce($3, error), rests_until = clock_timestamp() + make_interval(secs => $2),
+    attempts = attempts - CASE WHEN $4 THEN 0 ELSE 1 END, owner = NULL, leased_until = NULL
+WHERE id = $1;
 
 -- name: give_up
 UPDATE backfill_chunks
@@ -97,7 +103,8 @@ UPDATE backfill_chunks SET state = 'failed', error = $3, finished_at = clock_tim
 WHERE job_id = $1 AND state = 'queued' AND ($2::integer IS NULL OR series_id = $2);
 
 -- name: rest_series
-UPDATE backfill_series SET faults = faults + 1, rests_until = clock_timestamp() + make_interval(secs => $3)
+UPDATE backfill_series
+SET faults = faults + CASE WHEN $4 THEN 1 ELSE 0 END, rests_until = clock_timestamp() + make_interval(secs => $3)
 WHERE job_id = $1 AND series_id = $2;
 
 -- name: wake_series
@@ -107,16 +114,13 @@ UPDATE backfill_series SET faults = 0, rests_until = '-infinity' WHERE job_id = 
 UPDATE backfill_chunks SET leased_until = clock_timestamp() + make_interval(secs => $2)
 WHERE owner = $1 AND state = 'running' AND id = ANY ($3::bigint[]);
 
--- name: release
--- Chunks of this owner that it does not work on (any more).
-UPDATE backfill_chunks SET state = 'queued', owner = NULL, leased_until = NULL
-WHERE owner = $1 AND state = 'running' AND id <> ALL ($2::bigint[]);
-
--- name: reap
--- Whoever held these is dead, frozen or cut off.
-UPDATE backfill_chunks c
-SET state = CASE WHEN j.state = 'cancelled' THEN 'cancelled' ELSE 'queued' END, owner = NULL, leased_until = NULL
-FROM backfill_jobs j WHERE j.id = c.job_id AND c.state = 'running' AND c.leased_until < clock_timestamp();
+-- name: hand_on
+-- Claims that nobody works on: of owner $1, but for the chunks $2; and those whose holder is dead, frozen or cut off.
+UPDATE backfill_chunks
+SET state = CASE (SELECT j.state FROM backfill_jobs j WHERE j.id = job_id FOR SHARE)
+            WHEN 'cancelled' THEN 'cancelled' ELSE 'queued' END,
+    owner = NULL, leased_until = NULL
+WHERE state = 'running' AND (leased_until < clock_timestamp() OR (owner = $1 AND id <> ALL ($2::bigint[])));
 
 -- name: seen
 INSERT INTO backfill_workers (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp();
