@@ -64,7 +64,8 @@ def _report(series: Series, timeframe: Timeframe, tiles: Sequence[Tile], *, simu
     for tile in tiles:
         buckets = timeframe.buckets_between(*tile.range)
         bars = buckets if tile.verdict is Verdict.DATA else 0
-        ranges.append(TileOut(*tile.range, tile.verdict.value, bars, tile.attempts, tile.checked_ms))
+        error = UNSET if tile.error is None else tile.error
+        ranges.append(TileOut(*tile.range, tile.verdict.value, bars, tile.attempts, tile.checked_ms, error))
         summary[tile.verdict.value] += buckets
     return CoverageReport(
         market=series.market,

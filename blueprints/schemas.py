@@ -44,7 +44,7 @@ class OhlcvOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TileOut(msgspec.Struct, frozen=True):
-    """A range with one verdict: its bars, and the asks behind it."""
+    """A range with one verdict: its bars, and the asks behind it; `error` only where the last of them failed."""
 
     start: int
     end: int
@@ -52,6 +52,7 @@ class TileOut(msgspec.Struct, frozen=True):
     bars: int
     attempts: int
     checked_at: int | None
+    error: str | UnsetType = UNSET
 
 
 class CoverageReport(msgspec.Struct, frozen=True, kw_only=True):

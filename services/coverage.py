@@ -9,19 +9,27 @@ from typing import Any, NamedTuple
 
 from domain.series import Verdict
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import HOUR_MS, Timeframe
+from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
 from services.database import Connection
 from services.sql import load_queries
 
 #: An empty answer counts as "no trades" when it is given again at least this long after the first.
 CONFIRM_AFTER_MS = HOUR_MS
+#: When a second look at an empty answer fails, the next is so much later, doubled with each further failure.
+RECHECK_PAUSE_MS = HOUR_MS
+RECHECK_PAUSE_LIMIT_MS = DAY_MS
 #: After a failure a range is left alone this long, doubled with each further failure up to the limit.
 FAILURE_PAUSE_MS = 1_000
 FAILURE_PAUSE_LIMIT_MS = 60_000
 
 
 class Check(NamedTuple):
-    """A stretch that was asked for: how often, when first answered (or first tried), and when last."""
+    """A stretch that was asked for: how often, when first answered (or first tried), and when last.
+
+    `error` is that of the last ask, where it failed. From `recheck_ms` on, its buckets without a bar are to be asked
+    for in the background; None: nothing in it is left to confirm, or nothing was answered. One with no attempts was
+    not asked for yet, and is only to be.
+    """
 
     range: TimeRange
     answered: bool
@@ -29,13 +37,20 @@ class Check(NamedTuple):
     first_ms: int
     checked_ms: int
     error: str | None = None
+    recheck_ms: int | None = None
 
     def rests_until_ms(self) -> int:
         """Before this time it is of no use to ask again."""
+        if not self.attempts:
+            return 0
         if self.answered:
             return max(self.first_ms, self.checked_ms) + CONFIRM_AFTER_MS
         pause = FAILURE_PAUSE_MS << min(self.attempts - 1, 16)
         return self.checked_ms + min(pause, FAILURE_PAUSE_LIMIT_MS)
+
+    def is_confirmed_by(self, asked_ms: int) -> bool:
+        """Whether an answer to a question put at this time confirms the emptiness that was answered before."""
+        return self.answered and asked_ms - self.first_ms >= CONFIRM_AFTER_MS
 
 
 class Knowledge(NamedTuple):
@@ -52,12 +67,16 @@ class Knowledge(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A range with one verdict; `attempts` and `checked_ms` of the asks behind it, where there were any."""
+    """A range with one verdict; `attempts` and `checked_ms` of the asks behind it, where there were any.
+
+    `error`: what the last ask failed with, where the verdict is that it failed.
+    """
 
     range: TimeRange
     verdict: Verdict
     attempts: int = 0
     checked_ms: int | None = None
+    error: str | None = None
 
 
 def settled(data: RangeSet, closed: RangeSet, knowledge: Knowledge) -> RangeSet:
@@ -67,7 +86,8 @@ def settled(data: RangeSet, closed: RangeSet, knowledge: Knowledge) -> RangeSet:
 
 def tile(wanted: RangeSet, *, data: RangeSet, closed: RangeSet, knowledge: Knowledge) -> list[Tile]:
     """Verdicts that tile `wanted`, ascending. A bar outranks the calendar, which outranks every answer."""
-    failed = RangeSet(check.range for check in knowledge.checks if not check.answered)
+    checks = [check for check in knowledge.checks if check.attempts]
+    failed = RangeSet(check.range for check in checks if not check.answered)
     layers = (
         (Verdict.DATA, data),
         (Verdict.CLOSED_SESSION, closed),
@@ -82,7 +102,7 @@ def tile(wanted: RangeSet, *, data: RangeSet, closed: RangeSet, knowledge: Knowl
         tiles += (Tile(part, verdict) for part in rest & layer)
         rest -= layer
     tiles += (Tile(part, Verdict.NEVER_FETCHED) for part in rest)
-    return list(_with_checks(sorted(tiles), knowledge.checks))
+    return list(_with_checks(sorted(tiles), checks))
 
 
 def _with_checks(tiles: Iterable[Tile], checks: Sequence[Check]) -> Iterable[Tile]:
@@ -100,37 +120,95 @@ def _with_checks(tiles: Iterable[Tile], checks: Sequence[Check]) -> Iterable[Til
                 start = check.range.start_ms
             stop = min(end, check.range.end_ms)
             if start < stop:
-                yield Tile(TimeRange(start, stop), whole.verdict, check.attempts, check.checked_ms)
+                error = check.error if whole.verdict is Verdict.FETCH_FAILED else None
+                yield Tile(TimeRange(start, stop), whole.verdict, check.attempts, check.checked_ms, error)
             start, at = max(start, stop), at + 1
         if start < end:
             yield whole._replace(range=TimeRange(start, end))
 
 
-def with_ask(
-    checks: Iterable[Check], asked: RangeSet, *, answered: bool, now_ms: int, error: str | None = None
-) -> list[Check]:
+class AskOutcome(NamedTuple):
+    """How one more ask went.
+
+    `asked_ms`: when the question was put, `now_ms`: when that was written down. `proven`: nothing is left to confirm,
+    since the provider vouches for it or every bucket has a bar.
+    """
+
+    answered: bool
+    now_ms: int
+    asked_ms: int
+    error: str | None = None
+    proven: bool = False
+
+
+def with_ask(checks: Iterable[Check], asked: RangeSet, outcome: AskOutcome) -> list[Check]:
     """The asks after `asked` was asked for once more: disjoint, ascending, neighbours of one kind joined."""
     out: list[Check] = []
     fresh = asked
     for check in checks:
         own = RangeSet((check.range,))
         out += (check._replace(range=part) for part in own - asked)
-        again = _asked_again(check, answered=answered, now_ms=now_ms, error=error)
+        again = _asked_again(check, outcome)
         out += (again._replace(range=part) for part in own & asked)
         fresh -= own
-    out += (Check(part, answered, 1, now_ms, now_ms, error) for part in fresh)
+    answered, now_ms = outcome.answered, outcome.now_ms
+    due_ms = now_ms + CONFIRM_AFTER_MS if answered and not outcome.proven else None
+    out += (Check(part, answered, 1, now_ms, now_ms, outcome.error, due_ms) for part in fresh)
     return _joined(sorted(out))
 
 
-def _asked_again(check: Check, *, answered: bool, now_ms: int, error: str | None) -> Check:
-    first_answer = answered and not check.answered
+def with_recheck(checks: Iterable[Check], ranges: RangeSet, *, due_by_ms: int, recheck_ms: int | None) -> list[Check]:
+    """The asks after those in `ranges` whose second look is due got another time for it; None: none is needed."""
+    out: list[Check] = []
+    for check in checks:
+        if check.recheck_ms is None or check.recheck_ms > due_by_ms:
+            out.append(check)
+            continue
+        own = RangeSet((check.range,))
+        out += (check._replace(range=part) for part in own - ranges)
+        out += (check._replace(range=part, recheck_ms=recheck_ms) for part in own & ranges)
+    return _joined(sorted(out))
+
+
+def with_wish(checks: Iterable[Check], ranges: RangeSet, now_ms: int) -> list[Check]:
+    """The asks, and marks on what of `ranges` was never answered that it is to be asked for in the background."""
+    out: list[Check] = []
+    fresh = ranges
+    for check in checks:
+        own = RangeSet((check.range,))
+        fresh -= own
+        if check.answered or check.recheck_ms is not None:
+            out.append(check)
+            continue
+        out += (check._replace(range=part) for part in own - ranges)
+        out += (check._replace(range=part, recheck_ms=now_ms + RECHECK_PAUSE_MS) for part in own & ranges)
+    out += (Check(part, False, 0, now_ms, now_ms, None, now_ms) for part in fresh)
+    return _joined(sorted(out))
+
+
+def _asked_again(check: Check, outcome: AskOutcome) -> Check:
+    first_answer = outcome.answered and not check.answered
+    first_ms = outcome.now_ms if first_answer or not check.attempts else check.first_ms
     return check._replace(
-        answered=check.answered or answered,
+        answered=check.answered or outcome.answered,
         attempts=check.attempts + 1,
-        first_ms=now_ms if first_answer else check.first_ms,
-        checked_ms=now_ms,
-        error=error,
+        first_ms=first_ms,
+        checked_ms=outcome.now_ms,
+        error=outcome.error,
+        recheck_ms=_recheck_after(check, outcome, first_ms),
     )
+
+
+def _recheck_after(check: Check, outcome: AskOutcome, first_ms: int) -> int | None:
+    if check.recheck_ms is None and (check.answered or not outcome.answered):
+        return None
+    if outcome.answered:
+        sure = outcome.proven or check.is_confirmed_by(outcome.asked_ms)
+        return None if sure else first_ms + CONFIRM_AFTER_MS
+    pause = RECHECK_PAUSE_MS
+    if check.error is not None and check.recheck_ms is not None:
+        pause = min(max(pause, 2 * (check.recheck_ms - check.checked_ms)), RECHECK_PAUSE_LIMIT_MS)
+    return outcome.now_ms + pause
 
 
 def _joined(checks: Iterable[Check]) -> list[Check]:
@@ -143,6 +221,7 @@ def _joined(checks: Iterable[Check]) -> list[Check]:
                 range=TimeRange(last.range.start_ms, check.range.end_ms),
                 first_ms=max(last.first_ms, check.first_ms),
                 checked_ms=max(last.checked_ms, check.checked_ms),
+                recheck_ms=_later(last.recheck_ms, check.recheck_ms),
             )
         out.append(check)
     return out
@@ -154,7 +233,16 @@ def _alike(a: Check, b: Check) -> bool:
         and (a.answered, a.attempts, a.error) == (b.answered, b.attempts, b.error)
         and a.first_ms // HOUR_MS == b.first_ms // HOUR_MS
         and a.checked_ms // HOUR_MS == b.checked_ms // HOUR_MS
+        and _hour(a.recheck_ms) == _hour(b.recheck_ms)
     )
+
+
+def _hour(ts_ms: int | None) -> int | None:
+    return None if ts_ms is None else ts_ms // HOUR_MS
+
+
+def _later(a_ms: int | None, b_ms: int | None) -> int | None:
+    return b_ms if a_ms is None or b_ms is None else max(a_ms, b_ms)
 
 
 class CoverageLedger:
@@ -188,22 +276,25 @@ class CoverageLedger:
         vouched: bool = False,
         was_asked: bool = True,
         asked_ms: int | None = None,
+        complete: bool = False,
     ) -> None:
         """Record that a provider accounted for `asked`.
 
         `vouched`: its silence about a bucket is proof. `was_asked=False`: the bars came from a file; no ask is counted.
         `asked_ms`: when the question was put, where that was not just now. A first answer counts as given now, a second
-        as given when it was asked for, so that the hour between them is a whole one.
+        as given when it was asked for, so that the hour between them is a whole one. `complete`: every bucket of
+        `asked` has a bar.
         """
         if not asked:
             return
         await self._add(db, series_id, timeframe, "answered", asked)
         confirmed = asked if vouched else RangeSet()
         if was_asked:
-            old = await self._ask(db, series_id, timeframe, asked, answered=True, now_ms=now_ms)
-            second_ms = now_ms if asked_ms is None else min(asked_ms, now_ms)
-            ripe = (c.range for c in old if c.answered and second_ms - c.first_ms >= CONFIRM_AFTER_MS)
-            confirmed |= asked & RangeSet(ripe)
+            outcome = AskOutcome(
+                True, now_ms, now_ms if asked_ms is None else min(asked_ms, now_ms), proven=vouched or complete
+            )
+            old = await self._ask(db, series_id, timeframe, asked, outcome)
+            confirmed |= asked & RangeSet(check.range for check in old if check.is_confirmed_by(outcome.asked_ms))
         if confirmed:
             await self._add(db, series_id, timeframe, "confirmed", confirmed)
 
@@ -212,7 +303,33 @@ class CoverageLedger:
     ) -> None:
         """Record that asking for `asked` failed. Nothing becomes known by it."""
         if asked:
-            await self._ask(db, series_id, timeframe, asked, answered=False, now_ms=now_ms, error=error)
+            await self._ask(db, series_id, timeframe, asked, AskOutcome(False, now_ms, now_ms, error))
+
+    async def put_off(
+        self,
+        db: Connection,
+        series_id: int,
+        timeframe: Timeframe,
+        ranges: RangeSet,
+        *,
+        due_by_ms: int,
+        recheck_ms: int | None,
+    ) -> None:
+        """Give what is due for a second look by `due_by_ms` another time for it; None: none is needed any more."""
+        span = ranges.span
+        if span is not None:
+            old = await self._checks(db, series_id, timeframe, span)
+            new = with_recheck(old, ranges, due_by_ms=due_by_ms, recheck_ms=recheck_ms)
+            await self._replace(db, series_id, timeframe, old, new)
+
+    async def wish(
+        self, db: Connection, series_id: int, timeframe: Timeframe, ranges: RangeSet, *, now_ms: int
+    ) -> None:
+        """Have what of `ranges` was never answered asked for in the background."""
+        span = ranges.span
+        if span is not None:
+            old = await self._checks(db, series_id, timeframe, span)
+            await self._replace(db, series_id, timeframe, old, with_wish(old, ranges, now_ms))
 
     async def not_listed(self, db: Connection, series_id: int, timeframe: Timeframe, ranges: RangeSet) -> None:
         """Record that the symbol did not trade yet."""
@@ -233,28 +350,25 @@ class CoverageLedger:
         return [_check(row) for row in rows]
 
     async def _ask(
-        self,
-        db: Connection,
-        series_id: int,
-        timeframe: Timeframe,
-        asked: RangeSet,
-        *,
-        answered: bool,
-        now_ms: int,
-        error: str | None = None,
+        self, db: Connection, series_id: int, timeframe: Timeframe, asked: RangeSet, outcome: AskOutcome
     ) -> list[Check]:
         """Count one more ask; return the asks that stood there before."""
         span = asked.span
         assert span is not None
         old = await self._checks(db, series_id, timeframe, span)
-        new = with_ask(old, asked, answered=answered, now_ms=now_ms, error=error)
+        await self._replace(db, series_id, timeframe, old, with_ask(old, asked, outcome))
+        return old
+
+    async def _replace(
+        self, db: Connection, series_id: int, timeframe: Timeframe, old: Sequence[Check], new: Sequence[Check]
+    ) -> None:
         gone = [check.range.start_ms for check in old]
         if gone:
             await db.execute(self._sql["drop_checks"], series_id, timeframe.value, gone)
-        starts, ends = [c.range.start_ms for c in new], [c.range.end_ms for c in new]
-        rest = zip(*((c.answered, c.attempts, c.first_ms, c.checked_ms, c.error) for c in new), strict=True)
-        await db.execute(self._sql["put_checks"], series_id, timeframe.value, starts, ends, *map(list, rest))
-        return old
+        rows = ((*c.range, *c[1:]) for c in new)
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        if columns:
+            await db.execute(self._sql["put_checks"], series_id, timeframe.value, *columns)
 
 
 def _check(row: Any) -> Check:
@@ -265,4 +379,5 @@ def _check(row: Any) -> Check:
         row["first_checked_at"],
         row["checked_at"],
         row["error"],
+        row["recheck_at"],
     )

@@ -44,6 +44,15 @@ async def test_the_report_has_the_shape_of_the_contract(client: Client):
     assert "simulated" not in answer
 
 
+async def test_a_failed_range_tells_its_attempts_and_its_last_error(client: Client, tiles: list[Tile]):
+    failed = TimeRange(START_MS + 6 * HOUR_MS, START_MS + 7 * HOUR_MS)
+    tiles.append(Tile(failed, Verdict.FETCH_FAILED, 3, START_MS + DAY_MS, "the venue is down"))
+    answer = json.loads(await (await client.get(URL, query_string=ONE)).get_data())
+    assert ["error" in part for part in answer["ranges"]] == [False, False, False, True]
+    assert answer["ranges"][-1]["error"] == "the venue is down"
+    assert answer["ranges"][-1]["attempts"] == 3
+
+
 async def test_other_timeframes_are_counted_in_buckets(client: Client):
     answer = json.loads(await (await client.get(URL, query_string={**ONE, "timeframe": "1h"})).get_data())
     assert answer["timeframe"] == "1h"

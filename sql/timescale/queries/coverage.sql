@@ -4,7 +4,7 @@ SELECT state, ranges * tstzmultirange(tstzrange($3, $4)) AS ranges
 FROM coverage WHERE series_id = $1 AND (timeframe = $2 OR (state = 'not_listed' AND timeframe = '1m'));
 
 -- name: read_checks
-SELECT starts, ends, answered, attempts, first_checked_at, checked_at, error
+SELECT starts, ends, answered, attempts, first_checked_at, checked_at, error, recheck_at
 FROM coverage_checks
 WHERE series_id = $1 AND timeframe = $2 AND starts <= $4 AND ends >= $3 ORDER BY starts;
 
@@ -25,6 +25,7 @@ DELETE FROM coverage_checks WHERE series_id = $1 AND timeframe = $2 AND starts =
 
 -- name: put_checks
 INSERT INTO coverage_checks
-    (series_id, timeframe, starts, ends, answered, attempts, first_checked_at, checked_at, error)
+    (series_id, timeframe, starts, ends, answered, attempts, first_checked_at, checked_at, error,
+     recheck_at)
 SELECT $1, $2, * FROM unnest($3::timestamptz[], $4::timestamptz[], $5::boolean[], $6::integer[],
-                             $7::timestamptz[], $8::timestamptz[], $9::text[]);
+                             $7::timestamptz[], $8::timestamptz[], $9::text[], $10::timestamptz[]);
