@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 #: Rows in one upsert statement; measured best between 2,000 and 10,000.
 ROWS_PER_STATEMENT = 5_000
+#: From so many bars on it is worth to look whether their stretch holds none yet, and to copy them in.
+COPY_FROM = 50
+_COLUMNS = ("series_id", "ts", "open", "high", "low", "close", "volume")
 
 
 class StoredSeries(NamedTuple):
@@ -129,7 +132,7 @@ class BarStore:
         await db.fetchval(self._series_sql["lock"], series_id)
         if answered.span and await self.ledger.touches_known(db, series_id, answered.span):
             await db.execute(self._series_sql["bump"], series_id)
-        written = await self._upsert(db, series_id, timeframe, bars)
+        written = await self._write(db, series_id, timeframe, bars)
         now_ms = self._clock.now_ms()
         await self.ledger.answered(
             db,
@@ -225,26 +228,42 @@ class BarStore:
             source=table_of(source), bucket=bucket_of(timeframe), minutes=minutes_in(source)
         )
 
-    async def _upsert(self, db: Connection, series_id: int, timeframe: Timeframe, bars: Sequence[Bar]) -> Written:
+    async def _write(self, db: Connection, series_id: int, timeframe: Timeframe, bars: Sequence[Bar]) -> Written:
+        """Write bars while the series is locked, so that no other writer comes between."""
+        if timeframe is not Timeframe.M1 or not bars:
+            return (await self._upsert(db, series_id, timeframe, bars))[0]
+        await self.rollups.writing(db)
+        span = TimeRange(bars[0].ts, Timeframe.M1.next(bars[-1].ts))
+        if len(bars) >= COPY_FROM and not await db.fetchval(self._sql["any_minute"], series_id, *span):
+            rows = [(series_id, b.ts, b.open, b.high, b.low, b.close, b.volume) for b in bars]
+            await db.copy_records_to_table("bars_1m", records=rows, columns=_COLUMNS)
+            await self.rollups.touched(db, series_id, span)
+            return Written(len(bars))
+        written, touched = await self._upsert(db, series_id, timeframe, bars)
+        if touched is not None:
+            await self.rollups.touched(db, series_id, touched)
+        return written
+
+    async def _upsert(
+        self, db: Connection, series_id: int, timeframe: Timeframe, bars: Sequence[Bar]
+    ) -> tuple[Written, TimeRange | None]:
+        """Insert and alter; what changed, and from where to where."""
         written = revised = 0
         first_ms: int | None = None
         last_ms = 0
         minutes = timeframe is Timeframe.M1
         query = self._sql["upsert_minutes" if minutes else "upsert_native"]
-        if minutes and bars:
-            await self.rollups.writing(db)
+        extra = () if minutes else (timeframe.value,)
         for at in range(0, len(bars), ROWS_PER_STATEMENT):
             columns = _columns(bars[at : at + ROWS_PER_STATEMENT])
-            extra = () if minutes else (timeframe.value,)
             row = await db.fetchrow(query, series_id, *columns, columns[0][0], columns[0][-1], *extra)
             written += row["written"]
             revised += row["revised"]
             if row["written"]:
                 first_ms = row["first_ts"] if first_ms is None else first_ms
                 last_ms = row["last_ts"]
-        if minutes and first_ms is not None:
-            await self.rollups.touched(db, series_id, TimeRange(first_ms, Timeframe.M1.next(last_ms)))
-        return Written(written, revised)
+        touched = None if first_ms is None else TimeRange(first_ms, timeframe.next(last_ms))
+        return Written(written, revised), touched
 
 
 def _columns(bars: Sequence[Bar]) -> list[list[Any]]:

@@ -1,6 +1,6 @@
 """The port through which services reach PostgreSQL. Instants go in and come out as UTC epoch milliseconds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -22,6 +22,12 @@ class Connection(Protocol):
 
     async def execute(self, query: str, *args: object) -> str:
         """Run a command."""
+        ...
+
+    async def copy_records_to_table(
+        self, table_name: str, *, records: Iterable[Sequence[object]], columns: Sequence[str]
+    ) -> str:
+        """Append rows to a table by COPY."""
         ...
 
 

@@ -29,7 +29,7 @@ NOW_MS = START_MS + 30 * DAY_MS
 STEPS: dict[str, tuple[type, str, int, bool]] = {
     "before the second page": (Feed, "page", 2, True),
     "after the second page came": (Feed, "page", 2, False),
-    "after the second page's bars, before its coverage": (BarStore, "_upsert", 2, False),
+    "after the second page's bars, before its coverage": (BarStore, "_write", 2, False),
     "after the second page's coverage, before the commit": (CoverageLedger, "answered", 2, False),
     "after the commit, before the refresh": (BarStore, "settle", 2, True),
     "after the refresh, before the cache": (CacheSource, "keep", 1, True),

@@ -24,6 +24,9 @@ WITH incoming AS (
 SELECT (SELECT count(*) FROM written) AS written, (SELECT count(*) FROM revised) AS revised,
        (SELECT min(ts) FROM written) AS first_ts, (SELECT max(ts) FROM written) AS last_ts;
 
+-- name: any_minute
+SELECT EXISTS (SELECT 1 FROM bars_1m WHERE series_id = $1 AND ts >= $2 AND ts < $3);
+
 -- name: upsert_native
 WITH incoming AS (
     SELECT * FROM unnest($2::timestamptz[], $3::float8[], $4::float8[], $5::float8[], $6::float8[], $7::float8[])
@@ -65,7 +68,7 @@ WHERE series_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts;
 -- name: fold_level
 -- {source}: a finer table, {minutes}: what one of its rows counts for, {bucket}: start of the bucket of ts.
 SELECT {bucket} AS ts, (array_agg(open ORDER BY ts))[1] AS open, max(high) AS high, min(low) AS low,
-       (array_agg(close ORDER BY ts DESC))[1] AS close, sum(volume ORDER BY ts) AS volume,
+       (array_agg(close ORDER BY ts))[count(*)::integer] AS close, sum(volume ORDER BY ts) AS volume,
        sum({minutes})::bigint AS minutes
 FROM {source} WHERE series_id = $1 AND ts >= $2 AND ts < $3
 GROUP BY {bucket} ORDER BY 1;

@@ -2,7 +2,7 @@
 -- Plain PostgreSQL: rebuild the buckets of {target} that start in [$2, $3) from {source}.
 INSERT INTO {target} (series_id, ts, open, high, low, close, volume, minutes)
 SELECT $1, {bucket}, (array_agg(open ORDER BY ts))[1], max(high), min(low),
-       (array_agg(close ORDER BY ts DESC))[1], sum(volume ORDER BY ts), sum({minutes})
+       (array_agg(close ORDER BY ts))[count(*)::integer], sum(volume ORDER BY ts), sum({minutes})
 FROM {source} WHERE series_id = $1 AND ts >= $2 AND ts < $3
 GROUP BY {bucket}
 ON CONFLICT (series_id, ts) DO UPDATE
