@@ -91,7 +91,9 @@ async def begins(store: BarStore, stored: StoredSeries, now_ms: int) -> int | No
     """The first minute with a bar, or that was asked for and not found to lie before a listing."""
     ever = TimeRange(0, now_ms)
     known = await store.knowledge(stored.id, M1, ever)
-    asked = (known.answered | RangeSet(c.range for c in known.checks if not c.answered)) - known.not_listed
+    asked = (
+        known.answered | RangeSet(c.range for c in known.checks if c.attempts and not c.answered)
+    ) - known.not_listed
     span = (asked | await store.runs(stored.id, M1, ever, folded=True)).span
     return None if span is None else span.start_ms
 

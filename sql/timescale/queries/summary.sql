@@ -31,7 +31,7 @@ SELECT s.id, least(
            WHERE c.series_id = s.id AND c.timeframe = '1m' AND c.state = 'answered'
            UNION ALL
            SELECT tstzmultirange(tstzrange(k.starts, k.ends)) FROM coverage_checks k
-           WHERE k.series_id = s.id AND k.timeframe = '1m' AND NOT k.answered) AS asked)
+           WHERE k.series_id = s.id AND k.timeframe = '1m' AND NOT k.answered AND k.attempts > 0) AS asked)
 ) AS first_ts
 FROM unnest($1::integer[]) AS s (id);
 
@@ -40,7 +40,7 @@ FROM unnest($1::integer[]) AS s (id);
 SELECT series_id, state, ranges FROM coverage WHERE series_id = ANY ($1::integer[]) AND timeframe = '1m'
 UNION ALL
 SELECT series_id, 'failed', range_agg(tstzrange(starts, ends)) FROM coverage_checks
-WHERE series_id = ANY ($1::integer[]) AND timeframe = '1m' AND NOT answered GROUP BY series_id;
+WHERE series_id = ANY ($1::integer[]) AND timeframe = '1m' AND NOT answered AND attempts > 0 GROUP BY series_id;
 
 -- name: count_bars
 -- How many minutes with a bar lie in each set $1, given as stretches of a series; {minutes}: what a row counts for.
