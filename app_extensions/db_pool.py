@@ -53,6 +53,8 @@ class DatabasePool:
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._pool: Any = None
+        #: Server processes of connections whose last use ended in an error, and that may hold something of it.
+        self._soiled: set[int] = set()
 
     async def open(self) -> None:
         """Connect."""
@@ -64,6 +66,7 @@ class DatabasePool:
                 command_timeout=self._timeout_s,
                 timeout=self._connect_timeout_s,
                 init=prepare_connection,
+                reset=self._reset,
                 server_settings={"application_name": "candlery", "timezone": "UTC"},
             )
         except (*_UNREACHABLE, asyncpg.PostgresError) as exc:
@@ -86,7 +89,11 @@ class DatabasePool:
             raise DatabaseUnavailableError("The database is not open.")
         try:
             async with self._pool.acquire(timeout=self._connect_timeout_s) as connection:
-                yield connection
+                try:
+                    yield connection
+                except BaseException:
+                    self._soiled.add(connection.get_server_pid())
+                    raise
         except _UNREACHABLE as exc:
             raise DatabaseUnavailableError(f"The database cannot be reached: {exc or type(exc).__name__}") from exc
 
@@ -95,6 +102,13 @@ class DatabasePool:
         """A connection in a transaction that commits at the end of the block, or rolls back on an error."""
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+    async def _reset(self, connection: Any) -> None:
+        """Free what an error may have left locked or set. After a use that went well a round trip is saved."""
+        pid = connection.get_server_pid()
+        if pid in self._soiled:
+            self._soiled.discard(pid)
+            await connection.execute(connection.get_reset_query())
 
     @property
     def usage(self) -> tuple[int, int]:

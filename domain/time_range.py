@@ -43,6 +43,11 @@ class RangeSet:
         """The set of one range."""
         return cls(((start_ms, end_ms),))
 
+    @classmethod
+    def ascending(cls, ranges: Iterable[tuple[int, int]]) -> "RangeSet":
+        """The set of ranges known to be ascending, disjoint and non-touching, as a multirange's are."""
+        return _trusted([TimeRange(*pair) for pair in ranges])
+
     def __iter__(self) -> Iterator[TimeRange]:
         """The ranges, ascending."""
         return iter(self.ranges)
@@ -85,6 +90,8 @@ class RangeSet:
 
     def __sub__(self, other: "RangeSet") -> "RangeSet":
         """Instants in this set and not in the other."""
+        if not other.ranges or not self.ranges:
+            return self
         out: list[TimeRange] = []
         j = 0
         for a in self.ranges:

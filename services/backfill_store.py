@@ -39,7 +39,7 @@ class BackfillStore:
         """Minutes of `wanted` that the ledger does not know."""
         async with self.database.connection() as db:
             row = await db.fetchrow(self._sql["missing"], series_id, Timeframe.M1.value, *wanted)
-        return RangeSet(zip(row["starts"], row["ends"], strict=True))
+        return RangeSet.ascending(zip(row["starts"], row["ends"], strict=True))
 
     async def add(
         self, request: BackfillRequest, chunks: Sequence[NewChunk], bad: Sequence[JobError], origin: Origin

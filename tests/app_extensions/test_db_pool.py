@@ -89,3 +89,16 @@ async def test_closing_does_not_wait_for_ever_for_a_connection_in_use(database_u
     await asyncio.wait_for(pool.close(timeout_s=0.2), 5)
     with pytest.raises(DatabaseUnavailableError):
         await task
+
+
+async def test_what_an_error_left_locked_is_free_when_the_connection_is_used_again(database_url: str) -> None:
+    pool = DatabasePool(database_url, max_size=1)
+    await pool.open()
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    with pytest.raises(RuntimeError):
+        async with pool.connection() as db:
+            await db.execute("SELECT pg_advisory_lock(1)")
+            raise RuntimeError
+    async with pool.connection() as db:
+        assert await db.fetchval(held) == 0
+    await pool.close()
