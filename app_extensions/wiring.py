@@ -33,6 +33,8 @@ from services.ohlcv import OhlcvService
 from services.redis_cache import RedisCache
 from services.retention import Retention
 from services.rollups import PlainRollups, Rollups, TimescaleRollups
+from services.series_summary import SeriesSummaries
+from services.series_totals import SeriesTotals
 from services.session_store import StoredSessionRepository
 from services.sessions import SessionService
 from services.turns import Turns
@@ -45,6 +47,7 @@ _IDLE_CHECK_S = 60
 _ROLLUP_CHECK_S = 60
 _RETENTION_CHECK_S = 3600
 _BACKFILL_CHECK_S = 15
+_TOTALS_S = 60
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Services:
     loader: PluginLoader
     markets: MarketService
     ohlcv: OhlcvService
+    summaries: SeriesSummaries
+    totals: SeriesTotals
     backfills: BackfillManager
     backfill_workers: BackfillWorkers
 
@@ -120,6 +125,7 @@ async def _assemble(
         plugin=PluginSource(store, local, clock, turns),
         last=ProvisionalSource(store),
     )
+    summaries = SeriesSummaries(store, sessions, markets, clock)
     jobs = BackfillStore(database)
     planner = Planner(jobs, markets, orchestrator, clock)
     workers = BackfillWorkers(
@@ -141,6 +147,8 @@ async def _assemble(
         loader=loader,
         markets=markets,
         ohlcv=OhlcvService(markets, orchestrator, clock),
+        summaries=summaries,
+        totals=SeriesTotals(summaries),
         backfills=BackfillManager(jobs, planner, workers, clock),
         backfill_workers=workers,
     )
@@ -153,6 +161,7 @@ def _start_chores(supervisor: Supervisor, services: Services) -> None:
     supervisor.every(_IDLE_CHECK_S, "close idle providers", services.markets.close_idle)
     supervisor.every(_RETENTION_CHECK_S, "drop old minutes", retention.run)
     supervisor.every(_BACKFILL_CHECK_S, "count backfill chunks", services.backfills.refresh)
+    supervisor.every(_TOTALS_S, "count stored minutes", services.totals.refresh)
 
 
 async def _embedded(config: BaseConfig, stack: AsyncExitStack, *, beside_server: bool) -> str:
