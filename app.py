@@ -1,5 +1,6 @@
 """The web application."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 
@@ -10,11 +11,11 @@ from app_extensions import error_mapping, metrics, request_context
 from app_extensions.metrics import HttpMetrics
 from app_extensions.supervisor import Supervisor
 from app_extensions.wiring import Services, running_services
-from blueprints import coverage, health, listings, ohlcv, root, series
-from blueprints.context import EXTENSION
+from blueprints import backfills, coverage, health, listings, ohlcv, root, series
+from blueprints.context import EXTENSION, STOPPING
 from config import BaseConfig
 
-_EXPOSED = ("ETag", "Retry-After", "Server-Timing", "X-Candlery-Simulated", "X-Request-ID")
+_EXPOSED = ("ETag", "Location", "Retry-After", "Server-Timing", "X-Candlery-Simulated", "X-Request-ID")
 _LAG_INTERVAL_S = 1.0
 
 
@@ -24,10 +25,11 @@ def create_app(config: BaseConfig, services: Services | None = None) -> Quart:
     app.url_map.merge_slashes = False
     if services is not None:
         app.extensions[EXTENSION] = services
+    app.extensions[STOPPING] = asyncio.Event()
     request_context.install(app)
     error_mapping.install(app)
     meters = metrics.install(app)
-    for module in (root, health, listings, ohlcv, coverage, series):
+    for module in (root, health, listings, ohlcv, coverage, series, backfills):
         app.register_blueprint(module.blueprint)
     _allow_origins(app, config)
     _live(app, config, meters)
@@ -42,8 +44,8 @@ def _allow_origins(app: Quart, config: BaseConfig) -> None:
     cors(
         app,
         allow_origin="*" if every else list(config.cors_origins),
-        allow_methods=["GET", "HEAD", "OPTIONS"],
-        allow_headers=["If-None-Match", "X-Request-ID"],
+        allow_methods=["GET", "HEAD", "OPTIONS", "POST"],
+        allow_headers=["Content-Type", "If-None-Match", "X-Request-ID"],
         expose_headers=list(_EXPOSED),
     )
 

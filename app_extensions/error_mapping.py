@@ -11,13 +11,16 @@ from quart import Quart, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app_extensions.logging_setup import mask, request_id_var
-from blueprints.errors import FeatureNotSupportedError
+from app_extensions.request_context import MAX_BODY_BYTES
+from blueprints.errors import FeatureNotSupportedError, UnsupportedMediaTypeError
 from blueprints.health import UnhealthyError
 from domain.errors import (
     CandleryError,
+    ConflictError,
     DatabaseUnavailableError,
     IncompleteError,
     InvalidParameterError,
+    NotFoundError,
     UnknownMarketError,
     UnknownProviderError,
     UnknownSymbolError,
@@ -53,6 +56,9 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     UnknownMarketError: Problem(404, "unknown_market"),
     UnknownProviderError: Problem(404, "unknown_provider"),
     UnknownSymbolError: Problem(404, "unknown_symbol"),
+    NotFoundError: Problem(404, "not_found"),
+    ConflictError: Problem(409, "conflict"),
+    UnsupportedMediaTypeError: Problem(415, "unsupported_media_type"),
     FeatureNotSupportedError: Problem(501, "feature_not_supported"),
     IncompleteError: Problem(503, "incomplete"),
     DatabaseUnavailableError: Problem(503, "database_unavailable"),
@@ -128,7 +134,7 @@ def _detail(error: Exception, problem: Problem) -> str | None:
         text = {
             "not_found": "There is nothing at this path.",
             "method_not_allowed": f"{request.method} is not possible here.",
-            "body_too_large": "The request's body is too large.",
+            "body_too_large": f"The request's body is larger than {MAX_BODY_BYTES >> 20} MiB.",
             "unsupported_media_type": "The request's body is of a kind that is not understood.",
         }.get(problem.code, "The request cannot be understood.")
     return text if len(text) <= MAX_DETAIL else f"{text[: MAX_DETAIL - 1]}…"

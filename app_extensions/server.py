@@ -18,6 +18,7 @@ from hypercorn.config import Config as HypercornConfig
 from app import create_app
 from app_extensions.logging_setup import route_hypercorn
 from app_extensions.wiring import Services, running_services
+from blueprints.context import STOPPING
 from config import BaseConfig
 from domain.errors import CandleryError
 
@@ -184,7 +185,9 @@ async def _serve(
     config: BaseConfig, services: Services, listening: Sequence[socket.socket], stop: asyncio.Event
 ) -> None:
     address = _url(config.host, listening[0].getsockname()[1])
-    app = InFlight(create_app(config, services), ready=lambda: _announce(address))
+    web = create_app(config, services)
+    web.extensions[STOPPING] = stop
+    app = InFlight(web, ready=lambda: _announce(address))
     grace_s = max(0.0, config.shutdown_timeout_s - CLOSING_S)
     settings = _settings(listening, grace_s)
     serving = asyncio.create_task(

@@ -1,7 +1,7 @@
 """What handlers use, and how they get it: nothing is looked up at import."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, cast
 
@@ -9,6 +9,7 @@ from quart import current_app
 
 from domain.clock import Clock
 from domain.errors import IncompleteError
+from services.backfills import BackfillRequest, Job, Plan
 from services.cache_manager import Cache
 from services.market_service import MarketService
 from services.ohlcv import OhlcvService
@@ -16,6 +17,8 @@ from services.series_summary import SeriesSummaries
 
 #: Under this name the application holds its services.
 EXTENSION = "candlery"
+#: Under this name it holds the event that is set when the server begins to end.
+STOPPING = "candlery.stopping"
 
 
 class HttpSettings(Protocol):
@@ -63,6 +66,46 @@ class Loader(Protocol):
         ...
 
 
+class Backfills(Protocol):
+    """Backfill jobs; see `services.backfill_manager.BackfillManager`, which says what each raises."""
+
+    async def plan(self, request: BackfillRequest) -> Plan:
+        """What a job would do."""
+        ...
+
+    async def create(self, request: BackfillRequest) -> Job:
+        """Make a job."""
+        ...
+
+    async def jobs(self, *, limit: int) -> list[Job]:
+        """The newest jobs, newest first."""
+        ...
+
+    async def job(self, job_id: str) -> Job:
+        """One job as it stands."""
+        ...
+
+    async def pause(self, job_id: str) -> Job:
+        """Begin no more chunks."""
+        ...
+
+    async def resume(self, job_id: str) -> Job:
+        """Go on with a paused job."""
+        ...
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a job."""
+        ...
+
+    async def retry(self, job_id: str) -> Job:
+        """Try again what failed."""
+        ...
+
+    def watch(self, job_id: str) -> AsyncGenerator[Job, None]:
+        """The job now, and again whenever it changed, until it is over."""
+        ...
+
+
 class HttpServices(Protocol):
     """The part of the services that handlers use."""
 
@@ -106,10 +149,20 @@ class HttpServices(Protocol):
         """Stored series in numbers."""
         ...
 
+    @property
+    def backfills(self) -> Backfills:
+        """Backfill jobs."""
+        ...
+
 
 def services() -> HttpServices:
     """The services of the application that handles the current request."""
     return cast("HttpServices", current_app.extensions[EXTENSION])
+
+
+def stopping() -> asyncio.Event:
+    """Set when the server begins to end: answers that would go on for ever must end now."""
+    return cast("asyncio.Event", current_app.extensions[STOPPING])
 
 
 @asynccontextmanager

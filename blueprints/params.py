@@ -34,8 +34,8 @@ class Params:
         """
         self._values: dict[str, list[str]] = {}
         for name, value in _pairs(query):
-            _check_name(name, allowed)
-            _check_value(name, value)
+            check_name(name, allowed)
+            check_value(name, value)
             if name in self._values and name not in repeatable:
                 raise InvalidParameterError(name, f"{name} may be given once only.")
             self._values.setdefault(name, []).append(value)
@@ -121,7 +121,8 @@ def _pairs(query: bytes) -> list[tuple[str, str]]:
         raise InvalidParameterError("query", "The query string has too many parameters.") from None
 
 
-def _check_name(name: str, allowed: Collection[str]) -> None:
+def check_name(name: str, allowed: Collection[str]) -> None:
+    """Refuse a name that is not among those allowed, with the one that comes close."""
     if name in allowed:
         return
     shown = _CONTROL.sub("?", name[:40])
@@ -130,11 +131,13 @@ def _check_name(name: str, allowed: Collection[str]) -> None:
     raise InvalidParameterError(shown, f"There is no parameter {shown!r}; {hint}")
 
 
-def _check_value(name: str, value: str) -> None:
+def check_value(name: str, value: str, *, shown: str | None = None) -> None:
+    """Refuse a value that is empty, too long or no plain text; `shown` is what the parameter is called in words."""
+    shown = shown or name
     if not value.strip():
-        raise InvalidParameterError(name, f"{name} is empty.")
+        raise InvalidParameterError(name, f"{shown} is empty.")
     longest = MAX_TOKEN_LENGTH if name == TOKEN else MAX_LENGTH
     if len(value) > longest:
-        raise InvalidParameterError(name, f"{name} is longer than {longest} characters.")
+        raise InvalidParameterError(name, f"{shown} is longer than {longest} characters.")
     if _CONTROL.search(value):
-        raise InvalidParameterError(name, f"{name} holds a control character.")
+        raise InvalidParameterError(name, f"{shown} holds a control character.")

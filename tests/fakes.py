@@ -1,16 +1,27 @@
 """Hand-written fakes of the services behind the web application."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from config import TestingConfig
 from domain.bar import Bar
-from domain.errors import UnknownMarketError, UnknownProviderError, UnknownSymbolError
+from domain.errors import ConflictError, NotFoundError, UnknownMarketError, UnknownProviderError, UnknownSymbolError
 from domain.series import Gap, Series, Verdict
-from domain.time_range import TimeRange
+from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
 from plugins.base import Capabilities, ProviderInfo, SymbolInfo
+from services.backfills import (
+    BackfillRequest,
+    Job,
+    JobError,
+    JobState,
+    Origin,
+    Plan,
+    Progress,
+    SymbolPlan,
+)
 from services.bar_walk import OhlcvAnswer, OhlcvQuery
 from services.cache_manager import MemoryCache
 from services.coverage import Tile
@@ -194,12 +205,120 @@ class FakeStore:
     bars_revised: int = 1
 
 
-@dataclass
-class FakeChunks:
-    """What the metrics read of backfills."""
+class FakeBackfills:
+    """Jobs in memory that nobody works on: tests move them. Every minute of every known symbol is missing."""
 
-    chunk_counts: Mapping[str, int] = field(default_factory=lambda: {"queued": 4, "failed": 1})
-    chunks_finished: Mapping[str, int] = field(default_factory=lambda: {"done": 5, "failed": 1, "refused": 0})
+    def __init__(self, markets: FakeMarkets, clock: ManualClock) -> None:
+        self._markets = markets
+        self._clock = clock
+        self._jobs: dict[str, Job] = {}
+        self._changed = asyncio.Condition()
+        self.chunk_counts: Mapping[str, int] = {"queued": 4, "failed": 1}
+        self.chunks_finished: Mapping[str, int] = {"done": 5, "failed": 1, "refused": 0}
+        self.error: Exception | None = None
+        #: Raised by those who watch, once, at the next change.
+        self.interruption: Exception | None = None
+        self.watchers = 0
+        #: Set whenever nobody watches.
+        self.unwatched = asyncio.Event()
+        self.requests: list[BackfillRequest] = []
+
+    async def plan(self, request: BackfillRequest) -> Plan:
+        self._markets.check(request.market, request.provider)
+        self._fail()
+        self.requests.append(request)
+        known = [symbol for symbol in request.symbols if symbol in SYMBOLS]
+        if not known:
+            raise UnknownSymbolError(f"fake lists no symbol {request.symbols[0]!r}.")
+        plans = tuple(SymbolPlan(symbol, RangeSet([request.range]), (request.range,)) for symbol in known)
+        errors = tuple(
+            JobError(symbol, "There is no such symbol.") for symbol in request.symbols if symbol not in known
+        )
+        return Plan(request, plans, errors, calls=len(plans), estimated_s=1.5)
+
+    async def create(self, request: BackfillRequest, *, origin: Origin = Origin.OPERATOR) -> Job:
+        plan = await self.plan(request)
+        job = Job(
+            id=f"job-{len(self._jobs) + 1}",
+            state=JobState.QUEUED,
+            origin=origin,
+            request=request,
+            progress=Progress(0, 0, plan.chunks, 0, None),
+            errors=plan.errors,
+            error_count=len(plan.errors),
+            created_ms=self._clock.now_ms(),
+            started_ms=None,
+            finished_ms=None,
+        )
+        self._jobs[job.id] = job
+        return job
+
+    async def jobs(self, *, limit: int = 100) -> list[Job]:
+        self._fail()
+        return list(self._jobs.values())[::-1][:limit]
+
+    async def job(self, job_id: str) -> Job:
+        self._fail()
+        if job_id not in self._jobs:
+            raise NotFoundError(f"There is no backfill {job_id!r}.")
+        return self._jobs[job_id]
+
+    async def pause(self, job_id: str) -> Job:
+        return await self._steer(job_id, JobState.PAUSED, JobState.QUEUED, JobState.RUNNING)
+
+    async def resume(self, job_id: str) -> Job:
+        return await self._steer(job_id, JobState.QUEUED, JobState.PAUSED)
+
+    async def cancel(self, job_id: str) -> Job:
+        return await self._steer(job_id, JobState.CANCELLED, JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
+
+    async def retry(self, job_id: str) -> Job:
+        return await self._steer(job_id, JobState.QUEUED, JobState.FAILED)
+
+    async def watch(self, job_id: str) -> AsyncGenerator[Job, None]:
+        self.watchers += 1
+        self.unwatched.clear()
+        try:
+            seen: Job | None = None
+            while seen is None or not seen.state.is_over:
+                async with self._changed:
+                    while self.interruption is None and self._jobs.get(job_id) == seen:
+                        await self._changed.wait()
+                    interruption, self.interruption = self.interruption, None
+                if interruption is not None:
+                    raise interruption
+                seen = await self.job(job_id)
+                yield seen
+        finally:
+            self.watchers -= 1
+            if not self.watchers:
+                self.unwatched.set()
+
+    async def someone_works(self) -> bool:
+        return True
+
+    async def move(self, job_id: str, **changes: Any) -> Job:
+        """The job as workers might have left it."""
+        async with self._changed:
+            self._jobs[job_id] = self._jobs[job_id]._replace(**changes)
+            self._changed.notify_all()
+        return self._jobs[job_id]
+
+    async def interrupt(self, error: Exception) -> None:
+        """Let those who watch fail once."""
+        async with self._changed:
+            self.interruption = error
+            self._changed.notify_all()
+
+    async def _steer(self, job_id: str, state: JobState, *only: JobState) -> Job:
+        job = await self.job(job_id)
+        if job.state not in only:
+            raise ConflictError(f"The backfill is {job.state.value}.")
+        return await self.move(job_id, state=state)
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 class FakeServices:
@@ -216,7 +335,7 @@ class FakeServices:
         self.store = FakeStore()
         self.summaries = FakeSummaries()
         self.totals = FakeTotals()
-        self.backfills = FakeChunks()
+        self.backfills = FakeBackfills(self.markets, self.clock)
 
 
 def gap(start_ms: int, end_ms: int, verdict: Verdict = Verdict.FETCH_FAILED) -> Gap:
