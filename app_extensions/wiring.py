@@ -28,8 +28,10 @@ from services.data_sources.cache_source import CacheSource
 from services.data_sources.db_source import DbSource
 from services.data_sources.plugin_source import PluginSource
 from services.data_sources.provisional_source import ProvisionalSource
+from services.listing_search import ListingSearch
 from services.market_service import MarketService, ProviderSettings
 from services.ohlcv import OhlcvService
+from services.rechecks import Rechecker
 from services.redis_cache import RedisCache
 from services.retention import Retention
 from services.rollups import PlainRollups, Rollups, TimescaleRollups
@@ -47,6 +49,7 @@ _IDLE_CHECK_S = 60
 _ROLLUP_CHECK_S = 60
 _RETENTION_CHECK_S = 3600
 _BACKFILL_CHECK_S = 15
+_RECHECK_S = 60
 _TOTALS_S = 60
 
 
@@ -66,6 +69,7 @@ class Services:
     totals: SeriesTotals
     backfills: BackfillManager
     backfill_workers: BackfillWorkers
+    rechecker: Rechecker
 
 
 @asynccontextmanager
@@ -128,11 +132,13 @@ async def _assemble(
     summaries = SeriesSummaries(store, sessions, markets, clock)
     jobs = BackfillStore(database)
     planner = Planner(jobs, markets, orchestrator, clock)
+    listings = ListingSearch(store, sessions, clock)
     workers = BackfillWorkers(
         store,
         clock,
         jobs=jobs,
         planner=planner,
+        listings=listings,
         markets=markets,
         turns=turns,
         lanes=4,
@@ -151,6 +157,7 @@ async def _assemble(
         totals=SeriesTotals(summaries),
         backfills=BackfillManager(jobs, planner, workers, clock),
         backfill_workers=workers,
+        rechecker=Rechecker(store, markets, listings, clock, turns=turns, calls_per_run=60),
     )
 
 
@@ -160,6 +167,7 @@ def _start_chores(supervisor: Supervisor, services: Services) -> None:
     supervisor.every(_ROLLUP_CHECK_S, "refresh aggregates", store.settle)
     supervisor.every(_IDLE_CHECK_S, "close idle providers", services.markets.close_idle)
     supervisor.every(_RETENTION_CHECK_S, "drop old minutes", retention.run)
+    supervisor.every(_RECHECK_S, "look again at empty minutes", services.rechecker.run)
     supervisor.every(_BACKFILL_CHECK_S, "count backfill chunks", services.backfills.refresh)
     supervisor.every(_TOTALS_S, "count stored minutes", services.totals.refresh)
 

@@ -10,11 +10,13 @@ from domain.errors import CandleryError, InvalidParameterError, UnknownSymbolErr
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
-from plugins.base import Capabilities, NetworkPluginError, PluginError
+from plugins.base import Capabilities, NetworkPluginError
 from services.backfill_store import BackfillStore, NewChunk
 from services.backfills import BackfillRequest, JobError, Plan, SymbolPlan
+from services.coverage import Knowledge
 from services.data_orchestrator import DataOrchestrator
 from services.fetch import joined_windows, newest_pages, page_length_ms
+from services.listing_search import worthwhile
 from services.market_service import Listing, MarketService
 
 #: Chunks of one job; more would make one transaction too large.
@@ -23,6 +25,9 @@ MOST_CHUNKS = 500_000
 STORED_PER_SECOND = 50_000
 
 FETCH = "fetch"
+SEARCH = "search"
+#: Calls that a search for a first bar makes, mostly fewer.
+_SEARCH_CALLS = 10
 
 
 @dataclass(frozen=True)
@@ -67,39 +72,52 @@ class Planner:
             await asyncio.sleep(0)
         if first is not None and not found:
             raise first
-        calls = sum(len(one.plan.chunks) for one in found)
+        calls = sum(len(one.plan.chunks) + (_SEARCH_CALLS if one.plan.search else 0) for one in found)
         plans = tuple(one.plan for one in found)
         return Plan(request, plans, tuple(bad), calls, _estimate_s(found, calls)), _in_order(found)
 
     async def missing(self, listing: Listing, wanted: TimeRange) -> RangeSet:
-        """Final minutes of `wanted` that are worth asking for: unknown, in open hours, within the provider's memory."""
+        """Final minutes of `wanted` that are worth asking for: unknown, in open hours, within the provider's memory.
+
+        Raises:
+            PluginError: the provider cannot be opened.
+        """
+        return (await self._missing(listing, wanted))[0]
+
+    async def _missing(self, listing: Listing, wanted: TimeRange) -> tuple[RangeSet, RangeSet]:
+        """What is worth asking for, and all that is unknown."""
         if listing.feed is None:
-            raise NetworkPluginError(f"{listing.series.provider} cannot be reached.")
-        settle_ms = listing.feed.capabilities.settle_ms
-        now_ms = self._clock.now_ms()
-        minute = Timeframe.M1
-        final = TimeRange(
-            minute.ceil(wanted.start_ms), min(minute.ceil(wanted.end_ms), minute.floor(now_ms - settle_ms))
-        )
+            raise NetworkPluginError(f"{listing.series.provider} cannot be opened.")
+        minute, now_ms = Timeframe.M1, self._clock.now_ms()
+        final_ms = minute.floor(now_ms - listing.feed.capabilities.settle_ms)
+        final = TimeRange(minute.ceil(wanted.start_ms), min(minute.ceil(wanted.end_ms), final_ms))
         if final.length_ms <= 0:
-            return RangeSet()
+            return RangeSet(), RangeSet()
         unknown = await self._jobs.missing(listing.stored.id, final)
         if not unknown:
-            return unknown
+            return unknown, unknown
         ask = await self._orchestrator.ask(listing, minute, final, now_ms)
-        return unknown - ask.closed - ask.forgotten
+        return unknown - ask.closed - ask.forgotten, unknown
 
     async def _symbol(self, series: Series, wanted: TimeRange) -> _Found:
         listing = await self._markets.find(series)
-        feed = listing.feed
-        if feed is None:
-            raise PluginError(f"{series.provider} cannot be opened.")
-        if feed.capabilities.native_for(Timeframe.M1) is None:
+        gaps, unknown = await self._missing(listing, wanted)
+        assert listing.feed is not None
+        capabilities = listing.feed.capabilities
+        if capabilities.native_for(Timeframe.M1) is None:
             raise UnsupportedTimeframeError(f"{series.provider} has no bars of one minute.")
-        gaps = await self.missing(listing, wanted)
-        page_ms = page_length_ms(feed, Timeframe.M1)
+        page_ms = page_length_ms(listing.feed, Timeframe.M1)
         chunks = tuple(newest_pages(joined_windows(gaps, page_ms), page_ms, Timeframe.M1))
-        return _Found(listing, feed.capabilities, SymbolPlan(series.symbol, gaps, chunks))
+        search = _search(capabilities, unknown, wanted) if gaps else None
+        return _Found(listing, capabilities, SymbolPlan(series.symbol, gaps, chunks, search))
+
+
+def _search(capabilities: Capabilities, unknown: RangeSet, wanted: TimeRange) -> TimeRange | None:
+    """The stretch before the first thing known, where it is so long that the first bar is worth looking for."""
+    first = unknown.ranges[0]
+    if first.start_ms > Timeframe.M1.ceil(wanted.start_ms) or not worthwhile(capabilities, first, Knowledge()):
+        return None
+    return first
 
 
 def _check_size(found: Iterable[_Found]) -> None:
@@ -109,11 +127,14 @@ def _check_size(found: Iterable[_Found]) -> None:
 
 
 def _in_order(found: Iterable[_Found]) -> list[NewChunk]:
-    """The newest minutes of every symbol before older ones of any."""
-    chunks = [
-        NewChunk(one.listing.stored.id, one.plan.symbol, FETCH, part) for one in found for part in one.plan.chunks
-    ]
-    return sorted(chunks, key=lambda chunk: -chunk.range.end_ms)
+    """Searches, then the newest minutes of every symbol before older ones of any."""
+    searches, chunks = [], []
+    for one in found:
+        series_id, symbol = one.listing.stored.id, one.plan.symbol
+        chunks += [NewChunk(series_id, symbol, FETCH, part) for part in one.plan.chunks]
+        if one.plan.search is not None:
+            searches.append(NewChunk(series_id, symbol, SEARCH, one.plan.search))
+    return searches + sorted(chunks, key=lambda chunk: -chunk.range.end_ms)
 
 
 def _estimate_s(found: list[_Found], calls: int) -> float:

@@ -16,17 +16,19 @@ from domain.series import Series
 from domain.timeframe import Timeframe
 from plugins.base import (
     AuthenticationPluginError,
+    NetworkPluginError,
     PluginError,
     PluginFeatureNotSupportedError,
     RateLimitPluginError,
     SymbolNotFoundPluginError,
 )
 from services.backfill_chunks import ChunkKeeper, ChunkStore, Claim, FencedError, JobRef
-from services.backfill_plan import Planner
+from services.backfill_plan import SEARCH, Planner
 from services.backfill_store import BackfillStore
 from services.bar_store import BarStore
 from services.feed import DEFAULT_PAUSE_S
 from services.fetch import ErrandLimits, Fetch
+from services.listing_search import ListingSearch, search_timeframe
 from services.market_service import Listing, MarketService
 from services.turns import Turns
 
@@ -63,6 +65,7 @@ class BackfillWorkers:
         *,
         jobs: BackfillStore,
         planner: Planner,
+        listings: ListingSearch,
         markets: MarketService,
         turns: Turns,
         lanes: int,
@@ -77,6 +80,7 @@ class BackfillWorkers:
         self._store = store
         self._jobs = jobs
         self._planner = planner
+        self._listings = listings
         self._markets = markets
         self._turns = turns
         self._clock = clock
@@ -213,8 +217,11 @@ class BackfillWorkers:
         series = Series(job.market, job.provider, claim.symbol)
         try:
             listing = await self._markets.find(series)
-            async with self._turns.of((series, Timeframe.M1)):
-                await self._fetch(claim, listing)
+            if claim.kind == SEARCH:
+                await self._search(claim, listing)
+            else:
+                async with self._turns.of((series, Timeframe.M1)):
+                    await self._fetch(claim, listing)
         except FencedError as exc:
             self.finished["refused"] += 1
             log.warning("%s", exc)
@@ -225,6 +232,17 @@ class BackfillWorkers:
         except Exception:
             log.exception("a chunk of %s could not be worked", series)
             await self._fault(claim, CandleryError("an internal error; see the log"))
+
+    async def _search(self, claim: Claim, listing: Listing) -> None:
+        """Look for the symbol's first bar; what lies before it need not be fetched."""
+        if listing.feed is None:
+            raise NetworkPluginError(f"{listing.series.provider} cannot be opened.")
+        timeframe = search_timeframe(listing.feed.capabilities)
+        async with self._turns.of((listing.series, timeframe)):
+            found = await self._listings.first_bar(listing.feed, listing.stored, claim.symbol, claim.range)
+        first_ms = None if found.first_ms is None else min(found.first_ms, claim.range.end_ms)
+        await self._chunks.finish(claim, skip_before_ms=first_ms)
+        self.finished["done"] += 1
 
     async def _fetch(self, claim: Claim, listing: Listing) -> None:
         missing = await self._planner.missing(listing, claim.range)

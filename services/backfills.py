@@ -48,11 +48,15 @@ class JobError(NamedTuple):
 
 
 class SymbolPlan(NamedTuple):
-    """What is missing of one symbol, and the windows that it will be asked for in, newest first."""
+    """What is missing of one symbol, and the windows that it will be asked for in, newest first.
+
+    `search`: where the symbol's first bar is to be looked for before; None: it is not worth it.
+    """
 
     symbol: str
     gaps: RangeSet
     chunks: tuple[TimeRange, ...]
+    search: TimeRange | None = None
 
     @property
     def minutes(self) -> int:
@@ -79,8 +83,8 @@ class Plan(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """Chunks of all symbols."""
-        return sum(len(plan.chunks) for plan in self.symbols)
+        """Chunks of all symbols, a search being one."""
+        return sum(len(plan.chunks) + (plan.search is not None) for plan in self.symbols)
 
     @property
     def minutes(self) -> int:

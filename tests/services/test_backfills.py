@@ -356,3 +356,23 @@ async def test_somebody_works_only_while_a_process_does(house: House) -> None:
     async with house.workers.running():
         assert await house.backfills.someone_works()
     assert not await house.backfills.someone_works()
+
+
+async def test_years_before_the_listing_cost_a_few_calls_and_end_as_not_listed(
+    house: House, clock: ManualClock
+) -> None:
+    start_ms = START_MS - 1500 * DAY_MS
+    plan = await house.backfills.plan(BackfillRequest("test", "scripted", ("A/B",), TimeRange(start_ms, DAY.end_ms)))
+    assert plan.symbols[0].search is not None
+    assert plan.chunks > 4000
+    house.workers.open()
+    job = await house.backfill(start_ms, DAY.end_ms)
+    assert (job.state, job.progress.chunks_done, job.progress.chunks_total) == (JobState.DONE, plan.chunks, plan.chunks)
+    assert await stored(house) == house.plugin.market["A/B"]
+    assert len(house.plugin.calls) < 25
+    clock.advance(hours=2)
+    while await house.rechecker.run():
+        clock.advance(hours=2)
+    assert {tile.verdict for tile in await house.coverage(start_ms, START_MS)} == {Verdict.NOT_LISTED}
+    assert len(house.plugin.calls) < 50
+    assert (await house.backfill(start_ms, DAY.end_ms)).progress.chunks_total == 0

@@ -25,8 +25,10 @@ from services.data_sources.db_source import DbSource
 from services.data_sources.plugin_source import PluginSource
 from services.data_sources.provisional_source import ProvisionalSource
 from services.feed import FeedLimits
+from services.listing_search import ListingSearch
 from services.market_service import MarketService, ProviderSettings
 from services.ohlcv import OhlcvService
+from services.rechecks import Rechecker
 from services.sessions import InMemorySessionRepository, SessionService
 from services.turns import Turns
 from tests.support.clock import ManualClock
@@ -74,6 +76,7 @@ class House:
     cache: Cache
     backfills: BackfillManager
     workers: BackfillWorkers
+    rechecker: Rechecker
 
     async def backfill(self, start_ms: int, end_ms: int, *symbols: str) -> Job:
         """Make a job and wait for its end; somebody must be working."""
@@ -138,11 +141,13 @@ def make_house(
     )
     jobs = BackfillStore(store.database)
     planner = Planner(jobs, markets, orchestrator, clock)
+    listings = ListingSearch(store, sessions, clock)
     workers = BackfillWorkers(
         store,
         clock,
         jobs=jobs,
         planner=planner,
+        listings=listings,
         markets=markets,
         turns=turns,
         lanes=lanes,
@@ -151,4 +156,14 @@ def make_house(
         poll_s=0.05,
     )
     backfills = BackfillManager(jobs, planner, workers, clock, look_s=0.05)
-    return House(plugin, store, clock, markets, OhlcvService(markets, orchestrator, clock), cache, backfills, workers)
+    return House(
+        plugin,
+        store,
+        clock,
+        markets,
+        OhlcvService(markets, orchestrator, clock),
+        cache,
+        backfills,
+        workers,
+        Rechecker(store, markets, listings, clock, turns=turns),
+    )
