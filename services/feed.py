@@ -1,7 +1,9 @@
 """A provider as the services use it: one plugin instance behind its rate budget, with retries."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,11 +25,18 @@ DEFAULT_PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class FeedLimits:
-    """How patient a call is: tries, seconds over all tries, and seconds to wait for the rate budget."""
+    """How patient a call is: tries, seconds over all tries, and seconds to wait for the rate budget.
+
+    The `polite_` ones are for calls that nobody waits for. `concurrency` calls are under way at once at most, polite
+    ones in half of the places.
+    """
 
     attempts: int = 4
     total_s: float = 20.0
     patience_s: float = 5.0
+    polite_total_s: float = 120.0
+    polite_patience_s: float = 60.0
+    concurrency: int = 8
 
 
 class Feed:
@@ -38,45 +47,79 @@ class Feed:
         self.plugin = plugin
         self.budget = budget
         self._limits = limits
-        #: Calls made, also for lists of symbols.
-        self.calls = 0
+        self._places = asyncio.Semaphore(limits.concurrency)
+        self._polite_places = asyncio.Semaphore(max(1, limits.concurrency // 2))
+        self._failing = False
+        #: Calls made, also for lists of symbols; those of them that were tried again, and those that failed.
+        self.calls = self.retries = self.failures = 0
+        #: Told when a call succeeds after one that failed for a reason that may pass.
+        self.recovered: Callable[[], None] | None = None
 
     @property
     def capabilities(self) -> Capabilities:
         """What the provider can do."""
         return self.plugin.capabilities
 
-    async def page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange, *, polite: bool = False) -> Page:  # noqa: ARG002
-        """One page of bars, asked for again after passing faults."""
-        return await self._retrying(lambda: self.plugin.fetch_page(symbol, timeframe, wanted))
+    async def page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange, *, polite: bool = False) -> Page:
+        """One page of bars, asked for again after passing faults; `polite`: nobody waits for it."""
+        return await self._retrying(lambda: self.plugin.fetch_page(symbol, timeframe, wanted), polite=polite)
 
     async def symbols(self) -> Mapping[str, SymbolInfo]:
         """Every symbol of the provider, asked for again after passing faults."""
-        return await self._retrying(self.plugin.fetch_symbols)
+        return await self._retrying(self.plugin.fetch_symbols, polite=False)
 
-    async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _retrying(self, call: Callable[[], Awaitable[T]], *, polite: bool) -> T:
+        limits = self._limits
+        patience_s = limits.polite_patience_s if polite else limits.patience_s
+        total_s = limits.polite_total_s if polite else limits.total_s
         retrying = AsyncRetrying(
-            retry=retry_if_exception(self._worth_another_try),
-            stop=stop_after_attempt(self._limits.attempts) | stop_after_delay(self._limits.total_s),
+            retry=retry_if_exception(lambda exc: _worth_another_try(exc, patience_s)),
+            stop=stop_after_attempt(limits.attempts) | stop_after_delay(total_s),
             wait=_wait_s,
-            before_sleep=_log_retry,
+            before_sleep=self._again,
             reraise=True,
         )
-        return await retrying(self._within_budget, call)
+        async with self._place(polite=polite):
+            return await retrying(self._within_budget, call, patience_s, polite)
 
-    def _worth_another_try(self, exc: BaseException) -> bool:
-        if not isinstance(exc, PluginError) or not exc.retryable:
-            return False
-        return (exc.retry_after_s or 0) <= self._limits.patience_s
+    @asynccontextmanager
+    async def _place(self, *, polite: bool) -> AsyncIterator[None]:
+        """One of the places for calls under way."""
+        async with AsyncExitStack() as stack:
+            if polite:
+                await stack.enter_async_context(self._polite_places)
+            await stack.enter_async_context(self._places)
+            yield
 
-    async def _within_budget(self, call: Callable[[], Awaitable[T]]) -> T:
-        await self.budget.take(patience_s=self._limits.patience_s)
+    async def _within_budget(self, call: Callable[[], Awaitable[T]], patience_s: float, polite: bool) -> T:  # noqa: FBT001
+        await self.budget.take(patience_s=patience_s, polite=polite)
         self.calls += 1
         try:
-            return await call()
-        except RateLimitPluginError as exc:
-            self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
+            answer = await call()
+        except PluginError as exc:
+            self.failures += 1
+            self._failing = self._failing or exc.retryable
+            if isinstance(exc, RateLimitPluginError):
+                self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
             raise
+        self._succeeded()
+        return answer
+
+    def _succeeded(self) -> None:
+        recovered, self._failing = self._failing, False
+        if recovered and self.recovered is not None:
+            self.recovered()
+
+    def _again(self, state: RetryCallState) -> None:
+        self.retries += 1
+        exc = state.outcome.exception() if state.outcome else None
+        log.info("provider call failed (try %d), trying again: %s", state.attempt_number, exc)
+
+
+def _worth_another_try(exc: BaseException, patience_s: float) -> bool:
+    if not isinstance(exc, PluginError) or not exc.retryable:
+        return False
+    return (exc.retry_after_s or 0) <= patience_s
 
 
 def _wait_s(state: RetryCallState) -> float:
@@ -85,8 +128,3 @@ def _wait_s(state: RetryCallState) -> float:
     if isinstance(exc, PluginError) and exc.retry_after_s is not None:
         return exc.retry_after_s
     return _BACKOFF(state)
-
-
-def _log_retry(state: RetryCallState) -> None:
-    exc = state.outcome.exception() if state.outcome else None
-    log.info("provider call failed (try %d), trying again: %s", state.attempt_number, exc)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from plugins.base import RateLimitPluginError
@@ -11,7 +12,11 @@ _ROUNDING = 1e-9
 
 
 class RateBudget:
-    """A token bucket, and the pause that a provider asked for."""
+    """A token bucket, and the pause that a provider asked for.
+
+    Urgent callers, for whom somebody waits, are served in the order they came; polite ones (backfills, second looks)
+    take a token only while no urgent caller waits.
+    """
 
     def __init__(
         self, calls_per_second: float, *, burst: float | None = None, monotonic: Callable[[], float] = time.monotonic
@@ -23,7 +28,11 @@ class RateBudget:
         self._tokens = self._burst
         self._at = monotonic()
         self._paused_until = 0.0
-        self._turn = asyncio.Lock()
+        self._urgent: deque[object] = deque()
+        self._polite: deque[object] = deque()
+        #: Calls that had to wait, and the seconds that they waited, in all.
+        self.waits = 0
+        self.waited_s = 0.0
 
     @property
     def paused_s(self) -> float:
@@ -34,25 +43,35 @@ class RateBudget:
         """Leave the provider alone for so long; a longer pause stands."""
         self._paused_until = max(self._paused_until, self._monotonic() + seconds)
 
-    async def take(self, *, patience_s: float) -> None:
+    async def take(self, *, patience_s: float, polite: bool = False) -> None:
         """Wait for leave to make one call.
 
         Raises:
             RateLimitPluginError: the wait would be longer than `patience_s`; says how long.
         """
-        deadline = self._monotonic() + patience_s
-        async with self._turn:
-            while (wait := self._wait_s()) > 0:
-                if self._monotonic() + wait > deadline:
+        line = self._polite if polite else self._urgent
+        me = object()
+        line.append(me)
+        began, slept = self._monotonic(), False
+        try:
+            while (wait := self._wait_s(line, me)) > 0:
+                if self._monotonic() + wait > began + patience_s:
                     raise RateLimitPluginError("The provider's rate limit is used up.", retry_after_s=wait)
+                slept = True
                 await asyncio.sleep(wait)
             self._tokens -= 1
+        finally:
+            line.remove(me)
+            if slept:
+                self.waits += 1
+                self.waited_s += self._monotonic() - began
 
-    def _wait_s(self) -> float:
+    def _wait_s(self, line: deque[object], me: object) -> float:
+        """How long until this caller's token is there, with those before it served; zero: it is."""
         now = self._monotonic()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
-        if self._paused_until > now:
-            return self._paused_until - now
-        missing = 1 - self._tokens
-        return missing / self._rate if missing > _ROUNDING else 0.0
+        ahead = line.index(me) + (len(self._urgent) if line is self._polite else 0)
+        missing = 1 + ahead - self._tokens
+        wait = missing / self._rate if missing > _ROUNDING else 0.0
+        return max(wait, self._paused_until - now, 0.0)

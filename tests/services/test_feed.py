@@ -112,3 +112,43 @@ async def test_the_budget_refuses_a_wait_beyond_patience_and_says_how_long(monke
     budget.pause(30)
     budget.pause(5)
     assert budget.paused_s == pytest.approx(30)
+
+
+async def test_polite_calls_leave_places_to_urgent_ones() -> None:
+    feed = make_feed(faults=[])
+    held, under_way = asyncio.Event(), 0
+    honest = feed.plugin.fetch_page
+
+    async def slow(symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+        nonlocal under_way
+        under_way += 1
+        await held.wait()
+        return await honest(symbol, timeframe, wanted)
+
+    feed.plugin.fetch_page = slow  # type: ignore[method-assign]
+    calls = [asyncio.create_task(feed.page("A/B", Timeframe.M1, HOUR, polite=True)) for _ in range(10)]
+    await asyncio.sleep(0.05)
+    assert under_way == 4
+    calls += [asyncio.create_task(feed.page("A/B", Timeframe.M1, HOUR)) for _ in range(10)]
+    await asyncio.sleep(0.05)
+    assert under_way == 8
+    held.set()
+    await asyncio.gather(*calls)
+    assert under_way == 20
+
+
+async def test_a_polite_call_sits_out_a_pause_that_an_urgent_one_does_not() -> None:
+    feed = make_feed(faults=[RateLimitPluginError("slow", retry_after_s=0.7)])
+    with pytest.raises(RateLimitPluginError):
+        await feed.page("A/B", Timeframe.M1, HOUR)
+    assert len((await feed.page("A/B", Timeframe.M1, HOUR, polite=True)).bars) == 60
+
+
+async def test_a_recovery_is_told_once_and_what_happened_is_counted() -> None:
+    feed = make_feed(faults=[NetworkPluginError("reset"), NetworkPluginError("reset")])
+    told: list[bool] = []
+    feed.recovered = lambda: told.append(True)
+    for _ in range(3):
+        await feed.page("A/B", Timeframe.M1, HOUR)
+    assert told == [True]
+    assert (feed.calls, feed.retries, feed.failures) == (5, 2, 2)
