@@ -185,6 +185,29 @@ async def test_a_request_under_way_is_finished(start: Start, database_url: str):
         assert await child.process.wait() == 0
 
 
+async def test_event_streams_end_at_once_and_do_not_hold_up_the_end(start: Start, database_url: str):
+    child = await start(database_url=database_url, shutdown_timeout_s=60)
+    await child.ready()
+    body = b'{"market": "demo", "provider": "sim", "symbols": ["DEMO/USD"], "start": "2015-01-01"}'
+    head = b"Host: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    made = await child.send(b"POST /api/v1/backfills HTTP/1.1\r\n" + head + body)
+    async with asyncio.timeout(30):
+        found = re.search(rb"location: (\S+)", await made.read())
+    assert found
+    streams = [await child.send(b"GET %s/events HTTP/1.1\r\nHost: x\r\n\r\n" % found[1]) for _ in range(3)]
+    async with asyncio.timeout(30):
+        for reader in streams:
+            await reader.readuntil(b"event: progress")
+    # Far less than the time that requests have to finish.
+    assert await child.end(signal.SIGTERM) < MOST_S
+    async with asyncio.timeout(30):
+        rest = [await reader.read() for reader in streams]
+    # Each was ended as answers are, and by nobody's mistake taken for the end of the job.
+    assert [(text.endswith(b"\r\n0\r\n\r\n"), b"event: end" in text) for text in rest] == [(True, False)] * 3
+    assert child.process.returncode == 0
+    assert "Traceback" not in await child.errors()
+
+
 async def test_a_thread_that_is_stuck_is_ended_by_force(start: Start, database_url: str):
     child = await start(database_url=database_url, shutdown_timeout_s=0.5)
     await child.ready()

@@ -9,7 +9,7 @@ from quart import Quart
 from quart.typing import TestClientProtocol as Client
 
 from app_extensions.error_mapping import HTTP_CODES, INTERNAL, PROBLEMS
-from blueprints import coverage, ohlcv_request
+from blueprints import backfills, coverage, ohlcv_request
 from domain.series import Verdict
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text("utf-8")
@@ -26,12 +26,17 @@ def first_cells(section: str) -> set[str]:
 
 
 def test_every_route_is_described(web: Quart):
-    routes = {rule.rule for rule in web.url_map.iter_rules()} - {"/"}
-    assert [route for route in routes if f"`{route}`" not in TEXT and f"`GET {route}`" not in TEXT] == []
+    rules = [rule for rule in web.url_map.iter_rules() if rule.rule != "/"]
+    routes = {(method, rule.rule.replace("<job_id>", "{id}")) for rule in rules for method in rule.methods or ()}
+    wanted = {(method, path) for method, path in routes if method in {"GET", "POST", "PUT", "PATCH", "DELETE"}}
+    described = {(method or "GET", path) for method, path in re.findall(r"`(?:([A-Z]+) )?(/[^`]+)`", TEXT)}
+    assert wanted - described == set()
+    assert {method for method, path in described if path == "/api/v1/backfills"} == {"GET", "POST"}
 
 
 def test_every_parameter_is_described_and_no_other():
     assert first_cells("`GET /api/v1/ohlcv`") == set(ohlcv_request.NAMES)
+    assert first_cells("Backfills") == set(backfills.NAMES)
     assert first_cells("`GET /api/v1/coverage`") == set(coverage.NAMES) | {verdict.value for verdict in Verdict}
 
 

@@ -3,12 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from quart import Quart
-from quart.testing.connections import TestHTTPConnection as Connection
 from quart.typing import TestClientProtocol as Client
 
 import blueprints.backfills
@@ -20,9 +19,11 @@ from domain.timeframe import DAY_MS, MINUTE_MS
 from plugins.base import AuthenticationPluginError, NetworkPluginError
 from services.backfills import BackfillRequest, Job, JobError, JobState, Origin, Plan, Progress, SymbolPlan
 from tests.fakes import FakeBackfills, FakeServices
+from tests.support.event_stream import follow
 from tests.support.market import START_MS
 
 URL = "/api/v1/backfills"
+EVENTS = f"{URL}/job-1/events"
 NOW_MS = START_MS + 30 * DAY_MS
 WANTED: dict[str, Any] = {"market": "test", "provider": "fake", "symbols": ["BTC/USDT", "ETH/USDT"], "start": START_MS}
 
@@ -410,42 +411,6 @@ async def test_pages_of_the_origins_of_the_settings_may_make_jobs():
 # Following
 
 
-class Stream:
-    """The events of one connection."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._rest = b""
-
-    async def block(self) -> dict[str, str]:
-        """The fields of the next block; a comment has the empty name."""
-        async with asyncio.timeout(10):
-            while b"\n\n" not in self._rest:
-                self._rest += await self._connection.receive()
-        text, _, self._rest = self._rest.partition(b"\n\n")
-        return dict(line.split(": ", 1) for line in text.decode().replace(": keep", " : keep").split("\n"))
-
-    async def event(self) -> tuple[str, int, dict[str, Any]]:
-        """The next event: its name, its number and the job."""
-        fields: dict[str, str] = {}
-        while "event" not in fields:
-            fields = await self.block()
-        return fields["event"], int(fields["id"]), json.loads(fields["data"])
-
-    @property
-    def headers(self) -> Any:
-        return self._connection.headers
-
-
-@asynccontextmanager
-async def follow(client: Client, job_id: str = "job-1") -> AsyncIterator[Stream]:
-    """The job's events, until the block or the stream ends."""
-    async with asyncio.timeout(30), client.request(f"{URL}/{job_id}/events") as connection:
-        await connection.send_complete()
-        yield Stream(connection)  # type: ignore[arg-type]
-        await connection.disconnect()
-
-
 async def nobody_watches(backfills: FakeBackfills) -> None:
     async with asyncio.timeout(10):
         await backfills.unwatched.wait()
@@ -453,7 +418,7 @@ async def nobody_watches(backfills: FakeBackfills) -> None:
 
 async def test_a_job_is_followed_from_now_through_each_change_to_its_end(client: Client, services: FakeServices):
     made = await read(await post(client), 202)
-    async with follow(client) as stream:
+    async with follow(client, EVENTS) as stream:
         assert await stream.event() == ("progress", 1, made)
         assert stream.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         assert stream.headers["Cache-Control"] == "no-store"
@@ -473,7 +438,7 @@ async def test_the_stream_of_a_job_that_is_over_is_its_end_and_nothing_more(clie
     await post(client)
     await services.backfills.move("job-1", state=JobState.CANCELLED)
     async with asyncio.timeout(10):
-        response = await client.get(f"{URL}/job-1/events")
+        response = await client.get(EVENTS)
         text = (await response.get_data()).decode()
     assert text.count("event:") == 1
     assert "event: end\nid: 1\ndata: {" in text
@@ -485,18 +450,18 @@ async def test_silence_is_filled_with_comments_and_no_change_is_lost(
 ):
     monkeypatch.setattr(blueprints.backfills, "KEEP_ALIVE_S", 0.01)
     await post(client)
-    async with follow(client) as stream:
+    async with follow(client, EVENTS) as stream:
         await stream.event()
         for done in (1, 2):
             for _ in range(3):
-                assert list(await stream.block()) == [" "]
+                assert await stream.block() == [": keep-alive"]
             await services.backfills.move("job-1", progress=Progress(done, 0, 3, 9, None))
             assert (await stream.event())[2]["progress"]["chunks_done"] == done
 
 
 async def test_a_client_that_goes_away_ends_the_watch(client: Client, services: FakeServices):
     await post(client)
-    async with follow(client) as stream:
+    async with follow(client, EVENTS) as stream:
         await stream.event()
         assert services.backfills.watchers == 1
     await nobody_watches(services.backfills)
@@ -508,7 +473,7 @@ async def test_a_stream_outlasts_the_time_that_other_requests_have():
     web.config["RESPONSE_TIMEOUT"] = 0.1
     client = web.test_client()
     await post(client)
-    async with follow(client) as stream:
+    async with follow(client, EVENTS) as stream:
         await stream.event()
         await asyncio.sleep(0.3)
         await services.backfills.move("job-1", state=JobState.DONE)
@@ -519,7 +484,7 @@ async def test_an_absence_of_the_database_does_not_end_a_stream(client: Client, 
     await post(client)
     gone = DatabaseUnavailableError()
     gone.retry_after_s = 0.01
-    async with follow(client) as stream:
+    async with follow(client, EVENTS) as stream:
         await stream.event()
         await services.backfills.interrupt(gone)
         await services.backfills.move("job-1", progress=Progress(2, 0, 3, 9, None))
@@ -530,12 +495,12 @@ async def test_an_absence_of_the_database_does_not_end_a_stream(client: Client, 
 async def test_without_the_database_no_stream_begins(client: Client, services: FakeServices):
     await post(client)
     services.backfills.error = DatabaseUnavailableError()
-    assert (await refusal(await client.get(f"{URL}/job-1/events")))[:2] == (503, "database_unavailable")
+    assert (await refusal(await client.get(EVENTS)))[:2] == (503, "database_unavailable")
 
 
 async def test_streams_end_when_the_server_does(web: Quart, client: Client, services: FakeServices):
     await post(client)
-    async with follow(client) as stream:
+    async with follow(client, EVENTS) as stream:
         await stream.event()
         web.extensions[STOPPING].set()
         await nobody_watches(services.backfills)
@@ -544,7 +509,7 @@ async def test_streams_end_when_the_server_does(web: Quart, client: Client, serv
 async def test_head_of_a_stream_has_its_headers_and_ends(client: Client, services: FakeServices):
     await post(client)
     async with asyncio.timeout(10):
-        response = await client.head(f"{URL}/job-1/events")
+        response = await client.head(EVENTS)
     assert (response.status_code, response.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
     assert services.backfills.watchers == 0
 
@@ -570,8 +535,7 @@ async def test_a_client_that_reads_nothing_is_not_collected_for(web: Quart, serv
         await taken.put(message.get("body", b""))
 
     backfills.watch = noting  # type: ignore[assignment,method-assign]
-    path = f"{URL}/job-1/events"
-    asking = asyncio.create_task(web.asgi_app(http_scope(path), receive, send))  # type: ignore[arg-type]
+    asking = asyncio.create_task(web.asgi_app(http_scope(EVENTS), receive, send))  # type: ignore[arg-type]
     async with asyncio.timeout(10):
         while b"event: progress" not in await taken.get():
             pass
