@@ -18,6 +18,11 @@ from blueprints.params import Params
 
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+_UPSTREAM = {
+    "calls": "Calls made to providers",
+    "retries": "Calls made again after a passing fault",
+    "failures": "Calls given up",
+}
 #: Shown with 0 where there is no such chunk, so that a graph falls to it and does not end.
 _CHUNK_STATES = ("queued", "running", "done", "failed", "cancelled")
 #: How long the loop's turn is waited for; the lag is what it takes beyond that.
@@ -70,7 +75,7 @@ class ServiceCollector(Collector):
         services: Any = self._app.extensions.get(EXTENSION)
         if services is None:
             return
-        yield _upstream(services)
+        yield from _upstream(services)
         yield from _stored(services)
         yield from _backfills(services)
         yield from _cache(services)
@@ -99,11 +104,22 @@ def install(app: Quart) -> HttpMetrics:
     return metrics
 
 
-def _upstream(services: Any) -> Metric:
-    calls = CounterMetricFamily("candlery_upstream_calls", "Calls made to providers", labels=("market", "provider"))
-    for owner, use in services.markets.upstream_use().items():
-        calls.add_metric(owner, use.calls)
-    return calls
+def _upstream(services: Any) -> Iterable[Metric]:
+    use = services.markets.upstream_use()
+    for field, words in _UPSTREAM.items():
+        family = CounterMetricFamily(f"candlery_upstream_{field}", words, labels=("market", "provider"))
+        for owner, counts in use.items():
+            family.add_metric(owner, getattr(counts, field))
+        yield family
+    waits = CounterMetricFamily(
+        "candlery_upstream_waits", "Calls that waited for the rate budget", labels=("provider",)
+    )
+    seconds = CounterMetricFamily("candlery_upstream_wait_seconds", "Seconds that they waited", labels=("provider",))
+    for provider, (count, waited_s) in services.markets.upstream_waits().items():
+        waits.add_metric((provider,), count)
+        seconds.add_metric((provider,), waited_s)
+    yield waits
+    yield seconds
 
 
 def _stored(services: Any) -> Iterable[Metric]:

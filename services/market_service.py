@@ -75,13 +75,22 @@ class OpenProvider(NamedTuple):
 
 
 class UpstreamUse(NamedTuple):
-    """What was asked of a provider since the process began: calls made."""
+    """What was asked of a provider since the process began: calls made, calls made again, and calls given up."""
 
     calls: int = 0
+    retries: int = 0
+    failures: int = 0
 
     def plus(self, feed: Feed) -> "UpstreamUse":
         """This, and what was asked by way of the feed."""
-        return UpstreamUse(self.calls + feed.calls)
+        return UpstreamUse(self.calls + feed.calls, self.retries + feed.retries, self.failures + feed.failures)
+
+
+class UpstreamWaits(NamedTuple):
+    """Calls that waited for a provider's rate budget since the process began, and how long all together."""
+
+    waits: int = 0
+    waited_s: float = 0.0
 
 
 @dataclass
@@ -156,6 +165,14 @@ class MarketService:
     def upstream_use(self) -> dict[tuple[str, str], UpstreamUse]:
         """By market and provider, what was asked of it. Grows only: what closed instances used counts too."""
         return _with_use(self._used, self._instances)
+
+    def upstream_waits(self) -> dict[str, UpstreamWaits]:
+        """By provider, what waited for its budgets, which its markets share. Grows only: budgets outlive instances."""
+        total: dict[str, UpstreamWaits] = {}
+        for (_, provider, _), budget in self._budgets.items():
+            waits, waited_s = total.get(provider, UpstreamWaits())
+            total[provider] = UpstreamWaits(waits + budget.waits, waited_s + budget.waited_s)
+        return total
 
     async def providers(self, market: str) -> list[ProviderListing]:
         """The providers of a market and what they can do."""

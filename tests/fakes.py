@@ -26,7 +26,7 @@ from services.bar_walk import OhlcvAnswer, OhlcvQuery
 from services.cache_manager import MemoryCache
 from services.coverage import Tile
 from services.fill import Fill
-from services.market_service import ProviderListing, UpstreamUse
+from services.market_service import ProviderListing, UpstreamUse, UpstreamWaits
 from services.series_summary import SeriesFilter, StoredPart
 from tests.support.clock import ManualClock
 from tests.support.market import START_MS
@@ -105,7 +105,10 @@ class FakeMarkets:
         return self.opened
 
     def upstream_use(self) -> dict[tuple[str, str], UpstreamUse]:
-        return {("test", "fake"): UpstreamUse(calls=7)}
+        return {("test", "fake"): UpstreamUse(calls=7, retries=2, failures=1)}
+
+    def upstream_waits(self) -> dict[str, UpstreamWaits]:
+        return {"fake": UpstreamWaits(3, 0.75)}
 
     def check(self, market: str, provider: str = "fake") -> None:
         if market != "test":

@@ -124,6 +124,10 @@ async def test_the_services_counters_are_there(client: Client, services: FakeSer
     services.markets.opened.append(FakeOpenProvider(services.markets.opened[0].feed, market="other"))
     found = await samples(client)
     assert found["candlery_upstream_calls_total", (("market", "test"), ("provider", "fake"))] == 7
+    assert found["candlery_upstream_retries_total", (("market", "test"), ("provider", "fake"))] == 2
+    assert found["candlery_upstream_failures_total", (("market", "test"), ("provider", "fake"))] == 1
+    assert found["candlery_upstream_waits_total", (("provider", "fake"),)] == 3
+    assert found["candlery_upstream_wait_seconds_total", (("provider", "fake"),)] == 0.75
     assert found["candlery_cache_misses_total", ()] == 0
     assert found["candlery_cache_bytes", ()] == 0
     assert (found["candlery_db_connections", ()], found["candlery_db_connections_in_use", ()]) == (2, 1)

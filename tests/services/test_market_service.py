@@ -140,3 +140,16 @@ async def test_what_was_asked_of_a_provider_still_counts_when_its_instance_is_cl
     await house.markets.symbols("test", "scripted")
     await house.markets.close()
     assert house.markets.upstream_use()["test", "scripted"].calls == 4
+
+
+async def test_what_waited_for_a_budget_still_counts_when_its_instance_is_closed(
+    house: House, clock: ManualClock
+) -> None:
+    feed = await house.markets.feed("test", "scripted")
+    feed.budget.pause(0.02)
+    await house.markets.symbols("test", "scripted")
+    clock.advance(minutes=20)
+    await house.markets.close_idle()
+    waits, waited_s = house.markets.upstream_waits()["scripted"]
+    assert waits == 1
+    assert waited_s > 0.015
