@@ -5,26 +5,24 @@ in upper case behind `CANDLERY_`. docs/settings.md and .env.example are tested a
 """
 
 import io
-import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
-from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
 
+import config_kinds as kinds
+from config_kinds import Setting
 from domain.errors import CandleryError
+from domain.series import WatchedSeries
 from plugins.ccxt_rules import DEFAULT_EXCHANGES, exchange_ids
 
 PREFIX = "CANDLERY_"
 #: Variables that only the tests read: no settings, and no mistakes either.
 TEST_VARIABLES = ("CANDLERY_TEST_", "CANDLERY_RECORDINGS")
-MASK = "***"
 
 
 class ConfigError(CandleryError):
@@ -36,149 +34,11 @@ class ConfigError(CandleryError):
         self.faults = tuple(faults)
 
 
-def masked_url(url: str) -> str:
-    """The URL with `***` for its password and its query, which may hold one too."""
-    scheme, _, rest = url.partition("://")
-    # By hand: urlsplit takes a bare / ? # or [ in a password for the end of it, and would show the half before.
-    user, at, place = rest.rpartition("@")
-    name, colon, _ = user.partition(":")
-    place, query, _ = place.partition("?")
-    return f"{scheme}://{name}{colon and ':' + MASK}{at}{place}{query and '?' + MASK}"
-
-
-def _anything(_: Any) -> None:
-    """Any value is right."""
-
-
-def _masked(value: Any) -> str:
-    return repr(MASK if value else "")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a setting is read, checked and shown. `read` and `check` raise ValueError saying what would be right."""
-
-    doc: str
-    read: Callable[[str], Any] = str
-    check: Callable[[Any], None] = _anything
-    #: The inverse of `read`.
-    write: Callable[[Any], str] = str
-    #: The value for logs, without its secrets.
-    mask: Callable[[Any], str] = repr
-
-
-def _number(doc: str, kind: type[int] | type[float], low: float, high: float) -> Setting:
-    noun = "whole number" if kind is int else "number"
-    wanted = f"use a {noun} from {low} to {high}"
-
-    def read(text: str) -> float:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is no {noun}; {wanted}") from None
-
-    def check(value: float) -> None:
-        if not isfinite(value) or not low <= value <= high:
-            raise ValueError(f"{value} is out of range; {wanted}")
-
-    return Setting(doc, read, check)
-
-
-def _choice(doc: str, *names: str, fold: Callable[[str], str] = str.lower) -> Setting:
-    def check(value: str) -> None:
-        if value not in names:
-            raise ValueError(f"{value!r} is unknown; use one of {', '.join(names)}")
-
-    return Setting(doc, fold, check)
-
-
-def _url(doc: str, *schemes: str, may_be_empty: bool = False) -> Setting:
-    wanted = f"use a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}"
-
-    def check(url: str) -> None:
-        # No word of the URL itself goes into a fault: it may hold a password.
-        if may_be_empty and not url:
-            return
-        try:
-            parts = urlsplit(url)
-            place, _ = parts.hostname or parts.query or parts.path, parts.port
-        except ValueError:
-            raise ValueError(f"its host or port cannot be understood; {wanted}") from None
-        if parts.scheme not in schemes:
-            raise ValueError(f"{'it begins otherwise' if '://' in url else 'it is no URL'}; {wanted}")
-        if "@" in parts.path + parts.query + parts.fragment:
-            raise ValueError("its password holds a bare / ? or #; write them as %2F %3F and %23")
-        if not place or any(char.isspace() for char in url):
-            raise ValueError(f"it names no host; {wanted}")
-
-    return Setting(doc, check=check, mask=lambda url: repr(masked_url(url) if url else ""))
-
-
-def _secret(doc: str) -> Setting:
-    return Setting(doc, mask=_masked)
-
-
-def _comma_list(doc: str, pattern: str, wanted: str) -> Setting:
-    def read(text: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-    def check(parts: tuple[str, ...]) -> None:
-        bad = [part for part in parts if not re.fullmatch(pattern, part)]
-        if bad:
-            raise ValueError(f"{', '.join(map(repr, bad))} cannot be used; {wanted}")
-
-    return Setting(doc, read, check, write=",".join)
-
-
-def _ccxt_options(doc: str) -> Setting:
-    wanted = 'use a JSON object of objects by exchange id, like {"binance": {"timeout": 10000}}'
-
-    def read(text: str) -> Any:
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"it is not JSON ({error}); {wanted}") from None
-
-    def check(options: Any) -> None:
-        if not isinstance(options, Mapping):
-            raise ValueError(f"it is {_json_kind(options)}; {wanted}")  # noqa: TRY004 - a fault, like the others
-        bad = [f"{key!r} is {_json_kind(value)}" for key, value in options.items() if not isinstance(value, Mapping)]
-        bad += [f"{key!r} is no exchange id" for key in options if not re.fullmatch(r"[a-z0-9]+", key)]
-        if bad:
-            raise ValueError(f"{', '.join(bad)}; {wanted}")
-
-    def mask(options: Mapping[str, object]) -> str:
-        return repr(dict.fromkeys(options, MASK))
-
-    return Setting(doc, read, check, write=lambda options: json.dumps(options) if options else "", mask=mask)
-
-
-def _json_kind(value: Any) -> str:
-    kinds = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null")
-
-
-def _host(doc: str) -> Setting:
-    def check(host: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9.:_%-]+", host):
-            raise ValueError(f"{host!r} is no host; use an address or a name alone, like 127.0.0.1")
-
-    return Setting(doc, check=check)
-
-
-def _folder(doc: str) -> Setting:
-    def check(path: Path) -> None:
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file; use a folder, which is made where it is missing")
-
-    return Setting(doc, lambda text: Path(text).expanduser().absolute(), check)
-
-
 # Named, since classes below give them other defaults.
-_Port = Annotated[int, _number("Port that the server listens on; 0: any free one", int, 0, 65_535)]
-_LogFormat = Annotated[str, _choice("Log lines for people (`text`) or for machines (`json`)", "text", "json")]
+_Port = Annotated[int, kinds.number("Port that the server listens on; 0: any free one", int, 0, 65_535)]
+_LogFormat = Annotated[str, kinds.choice("Log lines for people (`text`) or for machines (`json`)", "text", "json")]
 _LogLevel = Annotated[
-    str, _choice("Least severe lines to log", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", fold=str.upper)
+    str, kinds.choice("Least severe lines to log", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", fold=str.upper)
 ]
 
 
@@ -188,73 +48,97 @@ class BaseConfig:
 
     env: ClassVar[str] = "development"
 
-    host: Annotated[str, _host("Address that the server listens on")] = "127.0.0.1"
+    host: Annotated[str, kinds.host("Address that the server listens on")] = "127.0.0.1"
     port: _Port = 8000
     data_dir: Annotated[
-        Path, _folder("Folder of the embedded database and other files; empty: `data` in the current folder")
+        Path, kinds.folder("Folder of the embedded database and other files; empty: `data` in the current folder")
     ] = field(default_factory=lambda: Path("data").absolute())
     database_url: Annotated[
-        str, _url("PostgreSQL or TimescaleDB; empty: embedded PostgreSQL", "postgresql", "postgres", may_be_empty=True)
+        str,
+        kinds.url("PostgreSQL or TimescaleDB; empty: embedded PostgreSQL", "postgresql", "postgres", may_be_empty=True),
     ] = ""
     redis_url: Annotated[
         str,
-        _url("Redis or Valkey; empty: in-process cache and broadcast", "redis", "rediss", "unix", may_be_empty=True),
+        kinds.url(
+            "Redis or Valkey; empty: in-process cache and broadcast", "redis", "rediss", "unix", may_be_empty=True
+        ),
     ] = ""
     ccxt_options: Annotated[
         Mapping[str, Mapping[str, Any]],
-        _ccxt_options("JSON `{exchange_id: {...}}`, merged deeply into that exchange's CCXT constructor"),
+        kinds.ccxt_options("JSON `{exchange_id: {...}}`, merged deeply into that exchange's CCXT constructor"),
     ] = field(default_factory=dict)
     crypto_exchanges: Annotated[
         tuple[str, ...],
-        _comma_list("CCXT exchange ids of the market `crypto`", r"[a-z0-9]+", "use CCXT exchange ids, like kraken,okx"),
+        kinds.comma_list(
+            "CCXT exchange ids of the market `crypto`", r"[a-z0-9]+", "use CCXT exchange ids, like kraken,okx"
+        ),
     ] = DEFAULT_EXCHANGES
-    alpaca_key_id: Annotated[str, _secret("Alpaca's API key id")] = ""
-    alpaca_secret_key: Annotated[str, _secret("Alpaca's API secret key")] = ""
+    alpaca_key_id: Annotated[str, kinds.secret("Alpaca's API key id")] = ""
+    alpaca_secret_key: Annotated[str, kinds.secret("Alpaca's API secret key")] = ""
     alpaca_feed: Annotated[
-        str, _choice("Alpaca's stock feed", "iex", "sip", "delayed_sip", "otc", "boats", "overnight")
+        str, kinds.choice("Alpaca's stock feed", "iex", "sip", "delayed_sip", "otc", "boats", "overnight")
     ] = "iex"
-    alpaca_data_url: Annotated[str, _url("Alpaca's market data", "https", "http")] = "https://data.alpaca.markets"
+    alpaca_data_url: Annotated[str, kinds.url("Alpaca's market data", "https", "http")] = "https://data.alpaca.markets"
     alpaca_trading_url: Annotated[
-        str, _url("Alpaca's list of assets; https://api.alpaca.markets for live accounts' keys", "https", "http")
+        str, kinds.url("Alpaca's list of assets; https://api.alpaca.markets for live accounts' keys", "https", "http")
     ] = "https://paper-api.alpaca.markets"
-    alpaca_stream_url: Annotated[str, _url("Alpaca's stream", "wss", "ws")] = "wss://stream.data.alpaca.markets"
-    credentials_key: Annotated[str, _secret("Key that stored provider credentials are encrypted with")] = ""
+    alpaca_stream_url: Annotated[str, kinds.url("Alpaca's stream", "wss", "ws")] = "wss://stream.data.alpaca.markets"
+    credentials_key: Annotated[str, kinds.secret("Key that stored provider credentials are encrypted with")] = ""
     cors_origins: Annotated[
         tuple[str, ...],
-        _comma_list(
+        kinds.comma_list(
             "Origins, with commas between, whose pages may call the API; `*`: all; empty: none",
             r"\*|https?://[A-Za-z0-9.:\[\]_-]+",
             "use origins like https://charts.example.org, without a path, or *",
         ),
     ] = ()
-    auth: Annotated[str, _choice("Whether clients must show a key", "off", "on")] = "off"
+    auth: Annotated[str, kinds.choice("Whether clients must show a key", "off", "on")] = "off"
     log_level: _LogLevel = "INFO"
     log_format: _LogFormat = "text"
 
-    db_pool_min: Annotated[int, _number("Database connections kept open", int, 0, 1_000)] = 2
-    db_pool_max: Annotated[int, _number("Most database connections", int, 1, 1_000)] = 10
-    max_limit: Annotated[int, _number("Most bars in one answer", int, 1, 10_000)] = 10_000
-    max_symbols: Annotated[int, _number("Most symbols in one request", int, 1, 1_000)] = 50
+    db_pool_min: Annotated[int, kinds.number("Database connections kept open", int, 0, 1_000)] = 2
+    db_pool_max: Annotated[int, kinds.number("Most database connections", int, 1, 1_000)] = 10
+    max_limit: Annotated[int, kinds.number("Most bars in one answer", int, 1, 10_000)] = 10_000
+    max_symbols: Annotated[int, kinds.number("Most symbols in one request", int, 1, 1_000)] = 50
     max_coverage_buckets: Annotated[
-        int, _number("Most buckets that one coverage request may span", int, 1_000, 100_000_000)
+        int, kinds.number("Most buckets that one coverage request may span", int, 1_000, 100_000_000)
     ] = 1_000_000
-    cache_bytes: Annotated[int, _number("Most memory for the in-process cache, in bytes", int, 1 << 20, 1 << 40)] = (
-        64 << 20
-    )
-    provider_timeout_s: Annotated[float, _number("For one call to a provider", float, 0.1, 300)] = 10.0
-    request_timeout_s: Annotated[float, _number("For one request of a client", float, 0.1, 600)] = 30.0
-    db_timeout_s: Annotated[float, _number("For one database statement", float, 0.1, 600)] = 10.0
-    redis_timeout_s: Annotated[float, _number("For one call to Redis", float, 0.01, 10)] = 0.25
+    cache_bytes: Annotated[
+        int, kinds.number("Most memory for the in-process cache, in bytes", int, 1 << 20, 1 << 40)
+    ] = 64 << 20
+    provider_timeout_s: Annotated[float, kinds.number("For one call to a provider", float, 0.1, 300)] = 10.0
+    request_timeout_s: Annotated[float, kinds.number("For one request of a client", float, 0.1, 600)] = 30.0
+    db_timeout_s: Annotated[float, kinds.number("For one database statement", float, 0.1, 600)] = 10.0
+    redis_timeout_s: Annotated[float, kinds.number("For one call to Redis", float, 0.01, 10)] = 0.25
     shutdown_timeout_s: Annotated[
-        float, _number("For requests under way when the server is told to stop", float, 0, 60)
+        float, kinds.number("For requests under way when the server is told to stop", float, 0, 60)
     ] = 4.0
-    cache_ttl_s: Annotated[float, _number("How long the cache keeps bars", float, 1, 31_536_000)] = 3_600.0
-    plugin_idle_s: Annotated[float, _number("Unused providers are closed after this", float, 1, 31_536_000)] = 900.0
+    cache_ttl_s: Annotated[float, kinds.number("How long the cache keeps bars", float, 1, 31_536_000)] = 3_600.0
+    plugin_idle_s: Annotated[float, kinds.number("Unused providers are closed after this", float, 1, 31_536_000)] = (
+        900.0
+    )
 
-    demo_seed: Annotated[int, _number("Seed of the simulated market", int, 0, 2**63 - 1)] = 1
-    retention_days: Annotated[int, _number("Bars older than this are dropped; 0: never", int, 0, 36_500)] = 0
+    backfill_jobs: Annotated[
+        int, kinds.number("Backfill jobs that this process works on at once; 0: it leaves them to others", int, 0, 64)
+    ] = 4
+    backfill_attempts: Annotated[
+        int, kinds.number("Tries before a chunk of a backfill counts as failed", int, 1, 100)
+    ] = 10
+    recheck_calls: Annotated[
+        int, kinds.number("Most calls a minute to look again at empty minutes; 0: never", int, 0, 10_000)
+    ] = 60
+    watch: Annotated[
+        tuple[WatchedSeries, ...],
+        kinds.watch_list("Series kept complete: `market/provider/symbol@start`, with commas between"),
+    ] = ()
+    heal_interval_s: Annotated[
+        float, kinds.number("How often watched series are looked at for holes", float, 1, 86_400)
+    ] = 300.0
+
+    demo_seed: Annotated[int, kinds.number("Seed of the simulated market", int, 0, 2**63 - 1)] = 1
+    retention_days: Annotated[int, kinds.number("Bars older than this are dropped; 0: never", int, 0, 36_500)] = 0
     compress_after_days: Annotated[
-        int, _number("TimescaleDB compresses bars older than this; 0: never", int, 0, 36_500)
+        int, kinds.number("TimescaleDB compresses bars older than this; 0: never", int, 0, 36_500)
     ] = 30
 
     def validate(self) -> None:

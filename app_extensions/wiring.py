@@ -141,8 +141,8 @@ async def _assemble(
         listings=listings,
         markets=markets,
         turns=turns,
-        lanes=4,
-        attempts=10,
+        lanes=config.backfill_jobs,
+        attempts=config.backfill_attempts,
     )
     return Services(
         config=config,
@@ -157,7 +157,7 @@ async def _assemble(
         totals=SeriesTotals(summaries),
         backfills=BackfillManager(jobs, planner, workers, clock),
         backfill_workers=workers,
-        rechecker=Rechecker(store, markets, listings, clock, turns=turns, calls_per_run=60),
+        rechecker=Rechecker(store, markets, listings, clock, turns=turns, calls_per_run=config.recheck_calls),
     )
 
 

@@ -18,6 +18,13 @@ class Series(NamedTuple):
         return f"{self.market}/{self.provider}/{self.symbol}"
 
 
+class WatchedSeries(NamedTuple):
+    """A series that is kept complete from a time on, in UTC epoch milliseconds."""
+
+    series: Series
+    start_ms: int
+
+
 class Verdict(StrEnum):
     """What is known about a minute (or bucket)."""
 

@@ -1,6 +1,7 @@
 """What the settings promise: one place reads them, every fault is named at once, and secrets stay secret."""
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from config import (
     ProductionConfig,
     TestingConfig,
     load_config,
-    masked_url,
 )
+from config_kinds import masked_url
+from domain.series import Series, WatchedSeries
 
 ROOT = Path(__file__).parent.parent
 
@@ -287,3 +289,25 @@ def test_a_config_cannot_be_changed():
 def test_an_exchange_that_ccxt_lacks_is_named_with_the_one_that_may_be_meant(name: str, value: str):
     with pytest.raises(ConfigError, match=f"{name}: CCXT has no exchange 'binanse'; did you mean binance"):
         load_config({name: value}, env_file=None)
+
+
+def test_the_watch_list_is_read_with_the_start_of_each_series():
+    config = load({"CANDLERY_WATCH": "crypto/binance/BTC/USDT:USDT@2024-01-01, stocks/alpaca/BRK-B@1700000000000"})
+    assert config.watch == (
+        WatchedSeries(Series("crypto", "binance", "BTC/USDT:USDT"), 1_704_067_200_000),
+        WatchedSeries(Series("stocks", "alpaca", "BRK-B"), 1_700_000_000_000),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("crypto/binance@2024-01-01", "'crypto/binance@2024-01-01' is no series with a start"),
+        ("crypto/binance/BTC/USDT", "is no series with a start"),
+        ("crypto/binance/BTC/USDT@soon", "the start of crypto/binance/BTC/USDT cannot be used"),
+        ("demo/sim/KELP/USD@2024-01-01,demo/sim/KELP/USD@2025-01-01", "demo/sim/KELP/USD is named twice"),
+    ],
+)
+def test_a_wrong_watch_list_is_told(text: str, told: str):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load({"CANDLERY_WATCH": text})
