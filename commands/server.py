@@ -1,0 +1,28 @@
+"""`candlery serve` and `candlery migrate`."""
+
+import argparse
+
+from app_extensions.migrations import migrate
+from app_extensions.server import serve
+from app_extensions.wiring import running_pool
+from commands.arguments import Commands
+from config import BaseConfig
+
+
+def add(commands: Commands) -> None:
+    """Describe them."""
+    command = commands.add_parser("serve", help="run the server")
+    command.set_defaults(run=_serve)
+    command = commands.add_parser("migrate", help="bring the database to this version's schema")
+    command.set_defaults(run=_migrate)
+
+
+async def _serve(config: BaseConfig, _: argparse.Namespace) -> int:
+    return await serve(config)
+
+
+async def _migrate(config: BaseConfig, _: argparse.Namespace) -> int:
+    async with running_pool(config, beside_server=True) as pool:
+        flavour = await migrate(pool)
+    print(f"The database is up to date ({flavour.value}).")
+    return 0
