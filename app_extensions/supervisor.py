@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 log = logging.getLogger(__name__)
 
@@ -15,9 +16,14 @@ class Supervisor:
         self._stop_timeout_s = stop_timeout_s
         self._tasks: list[asyncio.Task[None]] = []
 
-    def every(self, seconds: float, name: str, chore: Callable[[], Awaitable[object]]) -> None:
-        """Run the chore now and then `seconds` after it ended, for ever; one that fails is tried again likewise."""
-        self._tasks.append(asyncio.create_task(self._repeat(seconds, name, chore), name=name))
+    def every(
+        self, seconds: float, name: str, chore: Callable[[], Awaitable[object]], *, woken: asyncio.Event | None = None
+    ) -> None:
+        """Run the chore now and then `seconds` after it ended, for ever; one that fails is tried again likewise.
+
+        `woken`: where this is set, the next run begins at once.
+        """
+        self._tasks.append(asyncio.create_task(self._repeat(seconds, name, chore, woken or asyncio.Event()), name=name))
 
     async def close(self) -> None:
         """Cancel every chore and wait for its end."""
@@ -30,10 +36,12 @@ class Supervisor:
                 log.error("%s did not end in time", task.get_name())
 
     @staticmethod
-    async def _repeat(seconds: float, name: str, chore: Callable[[], Awaitable[object]]) -> None:
+    async def _repeat(seconds: float, name: str, chore: Callable[[], Awaitable[object]], woken: asyncio.Event) -> None:
         while True:
+            woken.clear()
             try:
                 await chore()
             except Exception:
                 log.exception("%s failed; it is tried again in %g s", name, seconds)
-            await asyncio.sleep(seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), seconds)

@@ -28,6 +28,7 @@ from services.data_sources.cache_source import CacheSource
 from services.data_sources.db_source import DbSource
 from services.data_sources.plugin_source import PluginSource
 from services.data_sources.provisional_source import ProvisionalSource
+from services.healing import Healer
 from services.listing_search import ListingSearch
 from services.market_service import MarketService, ProviderSettings
 from services.ohlcv import OhlcvService
@@ -168,6 +169,9 @@ def _start_chores(supervisor: Supervisor, services: Services) -> None:
     supervisor.every(_IDLE_CHECK_S, "close idle providers", services.markets.close_idle)
     supervisor.every(_RETENTION_CHECK_S, "drop old minutes", retention.run)
     supervisor.every(_RECHECK_S, "look again at empty minutes", services.rechecker.run)
+    healer = Healer(services.backfills, services.config.watch)
+    services.markets.on_recovery = healer.wake
+    supervisor.every(services.config.heal_interval_s, "heal watched series", healer.run, woken=healer.woken)
     supervisor.every(_BACKFILL_CHECK_S, "count backfill chunks", services.backfills.refresh)
     supervisor.every(_TOTALS_S, "count stored minutes", services.totals.refresh)
 

@@ -1,7 +1,7 @@
 """Backfills for operators: planned, made, shown, steered and followed. `services.backfill_worker` does the work."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from domain.clock import Clock
 from domain.errors import InvalidParameterError
@@ -9,7 +9,7 @@ from domain.time_range import TimeRange
 from services.backfill_plan import Planner
 from services.backfill_store import BackfillStore
 from services.backfill_worker import BackfillWorkers
-from services.backfills import BackfillRequest, Job, Origin, Plan
+from services.backfills import BackfillRequest, Job, JobError, Origin, Plan
 
 #: How often a job that is followed is looked at.
 LOOK_S = 1.0
@@ -50,13 +50,33 @@ class BackfillManager:
         plan, _ = await self._planner.plan(self._checked(request))
         return plan
 
-    async def create(self, request: BackfillRequest, *, origin: Origin = Origin.OPERATOR) -> Job:
-        """Make a job; the same errors as `plan`, and `ConflictError` where a job already heals this provider."""
+    async def create(self, request: BackfillRequest) -> Job:
+        """Make a job; the same errors as `plan`."""
         request = self._checked(request)
         plan, chunks = await self._planner.plan(request)
-        job_id = await self._jobs.add(request, chunks, plan.errors, origin)
+        job_id = await self._jobs.add(request, chunks, plan.errors, Origin.OPERATOR)
         self._workers.wake()
         return await self._jobs.job(job_id)
+
+    async def heal(
+        self, market: str, provider: str, starts: Mapping[str, int]
+    ) -> tuple[Job | None, Sequence[JobError]]:
+        """Make a job of what is missing of symbols from their starts (UTC epoch milliseconds) to now.
+
+        None where nothing is missing; the errors are of symbols that cannot be healed. The same errors as `plan`, and
+        `ConflictError` while a job heals this provider already.
+        """
+        now_ms = self._clock.now_ms()
+        starts = {symbol: start_ms for symbol, start_ms in starts.items() if start_ms < now_ms}
+        if not starts:
+            return None, ()
+        request = BackfillRequest(market, provider, tuple(starts), TimeRange(min(starts.values()), now_ms))
+        plan, chunks = await self._planner.plan(request, starts)
+        if not chunks:
+            return None, plan.errors
+        job_id = await self._jobs.add(request, chunks, (), Origin.HEALING)
+        self._workers.wake()
+        return await self._jobs.job(job_id), plan.errors
 
     async def jobs(self, *, limit: int = 100) -> list[Job]:
         """The newest jobs, newest first."""

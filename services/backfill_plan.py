@@ -1,7 +1,7 @@
 """What a backfill has to fetch: the minutes that the ledger does not know, interior holes included, newest first."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -51,8 +51,12 @@ class Planner:
         self._orchestrator = orchestrator
         self._clock = clock
 
-    async def plan(self, request: BackfillRequest) -> tuple[Plan, list[NewChunk]]:
+    async def plan(
+        self, request: BackfillRequest, starts: Mapping[str, int] | None = None
+    ) -> tuple[Plan, list[NewChunk]]:
         """What the request comes to, and the chunks of it in the order they are to be worked.
+
+        `starts`: where the symbols begin, if not where the request does.
 
         Raises:
             UnknownNameError: there is no such market or provider, or none of the symbols.
@@ -63,8 +67,9 @@ class Planner:
         bad: list[JobError] = []
         first: CandleryError | None = None
         for symbol in request.symbols:
+            wanted = request.range if starts is None else TimeRange(starts[symbol], request.range.end_ms)
             try:
-                found.append(await self._symbol(Series(request.market, request.provider, symbol), request.range))
+                found.append(await self._symbol(Series(request.market, request.provider, symbol), wanted))
             except (UnknownSymbolError, UnsupportedTimeframeError) as exc:
                 first = first or exc
                 bad.append(JobError(symbol, exc.detail))

@@ -134,6 +134,8 @@ class MarketService:
         self._instances: dict[InstanceKey, _Instance] = {}
         self._budgets: dict[tuple[str, str, str], RateBudget] = {}
         self._making: dict[InstanceKey, asyncio.Task[_Instance]] = {}
+        #: Told when a provider answers again after it failed.
+        self.on_recovery: Callable[[], None] | None = None
         #: By market and provider, what instances used that are closed.
         self._used: dict[tuple[str, str], UpstreamUse] = {}
 
@@ -294,9 +296,15 @@ class MarketService:
             await plugin.close()
             raise
         budget = self._budget(key, plugin.capabilities.calls_per_second)
-        instance = _Instance(Feed(plugin, budget, self._settings.limits), self._clock.now_ms())
+        feed = Feed(plugin, budget, self._settings.limits)
+        feed.recovered = self._recovered
+        instance = _Instance(feed, self._clock.now_ms())
         self._instances[key] = instance
         return instance
+
+    def _recovered(self) -> None:
+        if self.on_recovery is not None:
+            self.on_recovery()
 
     def _budget(self, key: InstanceKey, calls_per_second: float) -> RateBudget:
         """One for a provider and credential, whatever the market; it outlives the instances, and so does a pause."""

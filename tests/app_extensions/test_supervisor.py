@@ -49,3 +49,17 @@ async def test_closing_ends_every_chore_and_names_one_that_will_not_end(caplog: 
     assert len(left) == 1
     await asyncio.wait(left, timeout=20)
     assert all(task.cancelled() for task in left)
+
+
+async def test_a_chore_that_is_woken_runs_at_once() -> None:
+    ran, woken = asyncio.Queue[None](), asyncio.Event()
+
+    async def chore() -> None:
+        ran.put_nowait(None)
+
+    supervisor = Supervisor()
+    supervisor.every(3600, "seldom", chore, woken=woken)
+    for _ in range(3):
+        await asyncio.wait_for(ran.get(), 5)
+        woken.set()
+    await supervisor.close()

@@ -256,13 +256,16 @@ async def test_minutes_that_are_still_forming_are_left_to_a_later_job(house: Hou
 
 
 async def test_only_one_job_heals_a_provider_at_a_time(house: House) -> None:
-    request = BackfillRequest("test", "scripted", ("A/B",), DAY)
-    first = await house.backfills.create(request, origin=Origin.HEALING)
+    first, _ = await house.backfills.heal("test", "scripted", {"A/B": START_MS})
+    assert first is not None
+    assert first.origin is Origin.HEALING
     with pytest.raises(ConflictError, match="heals"):
-        await house.backfills.create(request, origin=Origin.HEALING)
+        await house.backfills.heal("test", "scripted", {"C/D": START_MS})
     house.workers.open()
     await house.finished(first.id)
-    assert (await house.backfills.create(request, origin=Origin.HEALING)).state is JobState.DONE
+    second, errors = await house.backfills.heal("test", "scripted", {"A/B": START_MS, "E/F": START_MS})
+    assert second is None
+    assert [error.symbol for error in errors] == ["E/F"]
 
 
 async def test_a_query_and_a_job_never_ask_for_the_same_at_once(house: House) -> None:
