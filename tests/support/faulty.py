@@ -28,7 +28,7 @@ from tests.support.scripted import ScriptedPlugin
 #: What a call may meet; what gives a job up for good is rarer than what may pass.
 FAULTS = (
     *(["network", "rate limit", "plain", "hang"] * 3),
-    *(["late", "late", "empty", "short", "nothing", "rejected", "beyond"] * 4),
+    *(["late", "late", "empty", "short", "nothing", "rejected", "beyond", "slept"] * 4),
     *("no key", "no symbol", "no feature"),
 )
 
@@ -36,7 +36,7 @@ FAULTS = (
 class FaultyPlugin(ScriptedPlugin):
     """Answers with the market as it is when a call arrives; the answer may be long on its way.
 
-    A bar may be late: it is left out at first, but never in two answers an hour or more apart.
+    A bar may be late: it is left out at first, though never in two answers an hour or more apart.
 
     Attributes:
         mischief: how probable a fault is.
@@ -65,7 +65,7 @@ class FaultyPlugin(ScriptedPlugin):
         self._tells = tells or lag_ms > 0
         self._clock = clock
         self._rng = random.Random(seed)
-        self._left_out: dict[tuple[str, int], int] = {}
+        self._given_from: dict[tuple[str, int], int] = {}
         self.met: list[str] = []
 
     async def fetch_page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
@@ -77,9 +77,22 @@ class FaultyPlugin(ScriptedPlugin):
         await self._travel(fault)
         return answer()
 
+    async def asked_more(self, calls: int, *, patience_s: float) -> None:
+        """Wait for so many more calls, though not for long."""
+        until = len(self.calls) + calls
+        try:
+            async with asyncio.timeout(patience_s):
+                while len(self.calls) < until:  # noqa: ASYNC110 - to be about as late as random
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            return
+
     async def _travel(self, fault: str) -> None:
         if fault == "hang" or self._rng.random() < 0.1:
             await asyncio.sleep(self._rng.random() / 50)
+        if fault == "slept":
+            # The machine slept while the answer was on its way.
+            self._clock.advance(minutes=self._rng.choice([1, 20, 61]))
         for _ in range(self._rng.randrange(4)):
             await asyncio.sleep(0)
 
@@ -110,9 +123,9 @@ class FaultyPlugin(ScriptedPlugin):
             wanted.start_ms, min(wanted.end_ms, timeframe.back(wanted.start_ms, -self.capabilities.bars_per_call))
         )
         covered = RangeSet((whole,))
-        if timeframe is Timeframe.M1 and fault in {"late", "empty"}:
+        if timeframe is Timeframe.M1:
             bars = self._without_late(fault, symbol, within(bars, covered))
-        elif fault in {"short", "beyond"}:
+        if fault in {"short", "beyond"}:
             covered = RangeSet.of(whole.start_ms, self._rng.choice(list(timeframe.starts(*whole))))
         elif fault == "nothing":
             covered = RangeSet()
@@ -133,16 +146,13 @@ class FaultyPlugin(ScriptedPlugin):
         return bars
 
     def _without_late(self, fault: str, symbol: str, bars: list[Bar]) -> list[Bar]:
+        """Some bars become late by a fault, and all late ones stay away until their time."""
         now_ms = self._clock.now_ms()
-        share = 1.0 if fault == "empty" else self._rng.random()
-        given: list[Bar] = []
+        share = {"empty": 1.0, "late": self._rng.random(), "slept": 0.5}.get(fault, 0.0)
         for bar in bars:
-            first_ms = self._left_out.get((symbol, bar.ts), now_ms)
-            if now_ms - first_ms < HOUR_MS and self._rng.random() < share:
-                self._left_out.setdefault((symbol, bar.ts), now_ms)
-            else:
-                given.append(bar)
-        return given
+            if self._rng.random() < share:
+                self._given_from.setdefault((symbol, bar.ts), now_ms + self._rng.randrange(1, HOUR_MS))
+        return [bar for bar in bars if self._given_from.get((symbol, bar.ts), 0) <= now_ms]
 
 
 def _bent(bar: Bar) -> Bar:
