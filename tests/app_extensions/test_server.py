@@ -198,14 +198,15 @@ async def test_event_streams_end_at_once_and_do_not_hold_up_the_end(start: Start
     async with asyncio.timeout(30):
         for reader in streams:
             await reader.readuntil(b"event: progress")
-    # Far less than the time that requests have to finish.
-    assert await child.end(signal.SIGTERM) < MOST_S
+    # Far less than the time that requests have to finish; those who work on the job have to stop too.
+    assert await child.end(signal.SIGTERM) < 4 * MOST_S
     async with asyncio.timeout(30):
         rest = [await reader.read() for reader in streams]
     # Each was ended as answers are, and by nobody's mistake taken for the end of the job.
     assert [(text.endswith(b"\r\n0\r\n\r\n"), b"event: end" in text) for text in rest] == [(True, False)] * 3
     assert child.process.returncode == 0
-    assert "Traceback" not in await child.errors()
+    errors = await child.errors()
+    assert "Traceback" not in errors, errors
 
 
 async def test_a_thread_that_is_stuck_is_ended_by_force(start: Start, database_url: str):
