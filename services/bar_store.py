@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 from domain.bar import Bar
 from domain.clock import Clock
@@ -51,6 +51,24 @@ class Written(NamedTuple):
     revised: int = 0
 
 
+class Findings(TypedDict):
+    """What a source gave.
+
+    Attributes:
+        bars: ascending native bars.
+        answered: the buckets that the source accounts for; every bar must lie in it.
+        vouched: its silence about a bucket is proof.
+        was_asked: False: the bars came from a file.
+        asked_ms: when the source was asked, where that was not just now.
+    """
+
+    bars: Sequence[Bar]
+    answered: RangeSet
+    vouched: NotRequired[bool]
+    was_asked: NotRequired[bool]
+    asked_ms: NotRequired[int | None]
+
+
 class BarStore:
     """Bars, series and what is known of them."""
 
@@ -84,33 +102,10 @@ class BarStore:
                 await self.ledger.not_listed(db, made.id, Timeframe.M1, RangeSet.of(0, Timeframe.M1.floor(listed_ms)))
         return made
 
-    async def record(
-        self,
-        series_id: int,
-        timeframe: Timeframe,
-        *,
-        bars: Sequence[Bar],
-        answered: RangeSet,
-        vouched: bool = False,
-        was_asked: bool = True,
-        asked_ms: int | None = None,
-    ) -> Written:
-        """Write native bars and what they make known, all or nothing, and rebuild the aggregates they touch.
-
-        `answered` are the buckets that the source accounts for; every bar must lie in it. `asked_ms`: when it was
-        asked, where that was not just now.
-        """
+    async def record(self, series_id: int, timeframe: Timeframe, **findings: Unpack[Findings]) -> Written:
+        """Write native bars and what they make known, all or nothing, and rebuild the aggregates they touch."""
         async with self.database.transaction() as db:
-            written = await self.record_in(
-                db,
-                series_id,
-                timeframe,
-                bars=bars,
-                answered=answered,
-                vouched=vouched,
-                was_asked=was_asked,
-                asked_ms=asked_ms,
-            )
+            written = await self.record_in(db, series_id, timeframe, **findings)
         self.count(written)
         if timeframe is Timeframe.M1 and written.written:
             await self.settle()
@@ -143,6 +138,7 @@ class BarStore:
             vouched=vouched,
             was_asked=was_asked,
             asked_ms=asked_ms,
+            complete=len(bars) == sum(timeframe.buckets_between(*part) for part in answered),
         )
         return written
 
