@@ -1,7 +1,7 @@
 """Backfills for operators: planned, made, shown, steered and followed. `services.backfill_worker` does the work."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from domain.clock import Clock
 from domain.errors import InvalidParameterError
@@ -108,7 +108,7 @@ class BackfillManager:
         self._workers.wake()
         return await self._jobs.job(job_id)
 
-    async def watch(self, job_id: str) -> AsyncIterator[Job]:
+    async def watch(self, job_id: str) -> AsyncGenerator[Job, None]:
         """The job now, and again whenever it changed, until it is over."""
         seen: Job | None = None
         while seen is None or not seen.state.is_over:
