@@ -112,7 +112,8 @@ class Life:
         self.log: list[str] = []
 
     async def live(self) -> None:
-        actions = [self.query] * 6 + [self.backfill] * 4 + [self.steer] * 4 + [self.crash] * 2 + [self.pass_time] * 3
+        works = [self.query] * 6 + [self.backfill] * 4 + [self.steer] * 4 + [self.look_again]
+        actions = works + [self.crash] * 2 + [self.pass_time] * 3
         for _ in range(self.rng.randrange(10, 25)):
             await self.bury_the_dead()
             act: Callable[[Process], Any] = self.rng.choice(actions)
@@ -167,6 +168,9 @@ class Life:
         except ConflictError:
             self.log.append("conflict")
 
+    async def look_again(self, process: Process) -> None:
+        await process.house.rechecker.run()
+
     def crash(self, process: Process) -> None:
         process.database.die_before_step(self.rng.randrange(120))
 
@@ -210,6 +214,9 @@ class Life:
         assert last.state is JobState.DONE, last
         self.jobs[last.id] = self.window.end_ms
         self.clock.advance(hours=2)
+        if self.rng.random() < 0.5:
+            while await asyncio.wait_for(house.rechecker.run(), PATIENCE_S):
+                pass
         for symbol in self.symbols:
             await house.every_page(symbol=symbol, start_ms=self.window.start_ms, end_ms=self.window.end_ms)
         await house.store.settle()
@@ -280,7 +287,9 @@ class Life:
         data = runs_of(market, Timeframe.M1)
         assert RangeSet(tile.range for tile in tiles if tile.verdict is Verdict.DATA) == data
         rest = RangeSet((self.window,)) - data
-        assert RangeSet(tile.range for tile in tiles if tile.verdict is Verdict.NO_TRADES) == rest
+        unlisted = RangeSet(tile.range for tile in tiles if tile.verdict is Verdict.NOT_LISTED)
+        assert not unlisted & RangeSet.of(market[0].ts, self.window.end_ms)
+        assert RangeSet(tile.range for tile in tiles if tile.verdict is Verdict.NO_TRADES) | unlisted == rest
 
 
 async def run(seed: int, pool: DatabasePool, flavour: Flavour) -> None:

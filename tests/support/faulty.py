@@ -65,7 +65,7 @@ class FaultyPlugin(ScriptedPlugin):
         self._tells = tells or lag_ms > 0
         self._clock = clock
         self._rng = random.Random(seed)
-        self._given_from: dict[tuple[str, int], int] = {}
+        self._given_from: dict[tuple[str, Timeframe, int], int] = {}
         self.met: list[str] = []
 
     async def fetch_page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
@@ -123,8 +123,7 @@ class FaultyPlugin(ScriptedPlugin):
             wanted.start_ms, min(wanted.end_ms, timeframe.back(wanted.start_ms, -self.capabilities.bars_per_call))
         )
         covered = RangeSet((whole,))
-        if timeframe is Timeframe.M1:
-            bars = self._without_late(fault, symbol, within(bars, covered))
+        bars = self._without_late(fault, (symbol, timeframe), within(bars, covered))
         if fault in {"short", "beyond"}:
             covered = RangeSet.of(whole.start_ms, self._rng.choice(list(timeframe.starts(*whole))))
         elif fault == "nothing":
@@ -145,14 +144,14 @@ class FaultyPlugin(ScriptedPlugin):
             bars[-1] = _bent(bars[-1])
         return bars
 
-    def _without_late(self, fault: str, symbol: str, bars: list[Bar]) -> list[Bar]:
+    def _without_late(self, fault: str, kind: tuple[str, Timeframe], bars: list[Bar]) -> list[Bar]:
         """Some bars become late by a fault, and all late ones stay away until their time."""
         now_ms = self._clock.now_ms()
         share = {"empty": 1.0, "late": self._rng.random(), "slept": 0.5}.get(fault, 0.0)
         for bar in bars:
             if self._rng.random() < share:
-                self._given_from.setdefault((symbol, bar.ts), now_ms + self._rng.randrange(1, HOUR_MS))
-        return [bar for bar in bars if self._given_from.get((symbol, bar.ts), 0) <= now_ms]
+                self._given_from.setdefault((*kind, bar.ts), now_ms + self._rng.randrange(1, HOUR_MS))
+        return [bar for bar in bars if self._given_from.get((*kind, bar.ts), 0) <= now_ms]
 
 
 def _bent(bar: Bar) -> Bar:
