@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ DEFAULT_PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class FeedLimits:
-    """How patient a call is: tries, seconds over all tries, and seconds to wait for the rate budget.
+    """How patient a call is: tries, seconds over all tries, and seconds to wait for a place and the rate budget.
 
     The `polite_` ones are for calls that nobody waits for. `concurrency` calls are under way at once at most, polite
     ones in half of the places.
@@ -39,6 +40,12 @@ class FeedLimits:
     concurrency: int = 8
 
 
+class CrowdedError(RateLimitPluginError):
+    """No place for the call came free in time. The caller has waited, so this is not tried again."""
+
+    retryable = False
+
+
 class Feed:
     """Calls to one provider with one credential; raises `PluginError` and its kin only."""
 
@@ -50,9 +57,9 @@ class Feed:
         self._places = asyncio.Semaphore(limits.concurrency)
         self._polite_places = asyncio.Semaphore(max(1, limits.concurrency // 2))
         self._failing = False
-        #: Calls made, also for lists of symbols; those of them that were tried again, and those that failed.
+        #: Calls made, also for lists of symbols; how often one was made again; and what was given up in the end.
         self.calls = self.retries = self.failures = 0
-        #: Told when a call succeeds after one that failed for a reason that may pass.
+        #: Told when a call succeeds after one that failed for a reason that may pass; a rate limit is no outage.
         self.recovered: Callable[[], None] | None = None
 
     @property
@@ -79,31 +86,40 @@ class Feed:
             before_sleep=self._again,
             reraise=True,
         )
-        async with self._place(polite=polite):
-            return await retrying(self._within_budget, call, patience_s, polite)
-
-    @asynccontextmanager
-    async def _place(self, *, polite: bool) -> AsyncIterator[None]:
-        """One of the places for calls under way."""
-        async with AsyncExitStack() as stack:
-            if polite:
-                await stack.enter_async_context(self._polite_places)
-            await stack.enter_async_context(self._places)
-            yield
-
-    async def _within_budget(self, call: Callable[[], Awaitable[T]], patience_s: float, polite: bool) -> T:  # noqa: FBT001
-        await self.budget.take(patience_s=patience_s, polite=polite)
-        self.calls += 1
         try:
-            answer = await call()
-        except PluginError as exc:
+            return await retrying(self._once, call, patience_s=patience_s, polite=polite)
+        except PluginError:
             self.failures += 1
-            self._failing = self._failing or exc.retryable
-            if isinstance(exc, RateLimitPluginError):
-                self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
             raise
+
+    async def _once(self, call: Callable[[], Awaitable[T]], *, patience_s: float, polite: bool) -> T:
+        """Make the call when there is a place and a token for it; between tries it keeps neither."""
+        began = time.monotonic()
+        async with self._place(patience_s, polite=polite):
+            await self.budget.take(patience_s=patience_s - (time.monotonic() - began), polite=polite)
+            self.calls += 1
+            try:
+                answer = await call()
+            except RateLimitPluginError as exc:
+                self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
+                raise
+            except PluginError as exc:
+                self._failing = self._failing or exc.retryable
+                raise
         self._succeeded()
         return answer
+
+    @asynccontextmanager
+    async def _place(self, patience_s: float, *, polite: bool) -> AsyncIterator[None]:
+        """One of the places for calls under way."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(patience_s):
+                    for places in (self._polite_places, self._places) if polite else (self._places,):
+                        await held.enter_async_context(places)
+            except TimeoutError:
+                raise CrowdedError("Too many calls to the provider are under way.", retry_after_s=patience_s) from None
+            yield
 
     def _succeeded(self) -> None:
         recovered, self._failing = self._failing, False

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from plugins.base import RateLimitPluginError
 
@@ -28,8 +29,9 @@ class RateBudget:
         self._tokens = self._burst
         self._at = monotonic()
         self._paused_until = 0.0
-        self._urgent: deque[object] = deque()
-        self._polite: deque[object] = deque()
+        # Who waits, each by the event that tells it to look again.
+        self._urgent: deque[asyncio.Event] = deque()
+        self._polite: deque[asyncio.Event] = deque()
         #: Calls that had to wait, and the seconds that they waited, in all.
         self.waits = 0
         self.waited_s = 0.0
@@ -50,23 +52,31 @@ class RateBudget:
             RateLimitPluginError: the wait would be longer than `patience_s`; says how long.
         """
         line = self._polite if polite else self._urgent
-        me = object()
+        me = asyncio.Event()
         line.append(me)
-        began, slept = self._monotonic(), False
+        began, slept, took = self._monotonic(), False, False
         try:
             while (wait := self._wait_s(line, me)) > 0:
                 if self._monotonic() + wait > began + patience_s:
                     raise RateLimitPluginError("The provider's rate limit is used up.", retry_after_s=wait)
                 slept = True
-                await asyncio.sleep(wait)
+                await _nap(me, wait)
             self._tokens -= 1
+            took = True
         finally:
             line.remove(me)
+            if not took:
+                self._move_up()
             if slept:
                 self.waits += 1
                 self.waited_s += self._monotonic() - began
 
-    def _wait_s(self, line: deque[object], me: object) -> float:
+    def _move_up(self) -> None:
+        """Somebody left without a token: those behind it need not wait as long as they thought."""
+        for one in (*self._urgent, *self._polite):
+            one.set()
+
+    def _wait_s(self, line: deque[asyncio.Event], me: asyncio.Event) -> float:
         """How long until this caller's token is there, with those before it served; zero: it is."""
         now = self._monotonic()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
@@ -75,3 +85,11 @@ class RateBudget:
         missing = 1 + ahead - self._tokens
         wait = missing / self._rate if missing > _ROUNDING else 0.0
         return max(wait, self._paused_until - now, 0.0)
+
+
+async def _nap(event: asyncio.Event, seconds: float) -> None:
+    """Sleep until the time has passed or the event is set."""
+    event.clear()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -74,67 +74,88 @@ async def test_tries_are_bounded_and_the_last_fault_is_raised() -> None:
     assert feed.calls == 3
 
 
-class Ticking:
-    """Monotonic time that moves when somebody sleeps."""
+class SlowPlugin(ScriptedPlugin):
+    """Answers when `let_go` is set, and notes how many calls are under way."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        real_sleep = asyncio.sleep
+    def __init__(self) -> None:
+        super().__init__({"A/B": random_minutes(1, 60, holes=0)})
+        self.let_go = asyncio.Event()
+        self.under_way = 0
 
-        async def sleep(seconds: float) -> None:
-            self.now += seconds
-            await real_sleep(0)
-
-        monkeypatch.setattr("services.rate_budget.asyncio.sleep", sleep)
-
-    def __call__(self) -> float:
-        return self.now
-
-
-async def test_the_budget_allows_a_burst_and_then_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Ticking(monkeypatch)
-    budget = RateBudget(5, monotonic=clock)
-    for _ in range(5):
-        await budget.take(patience_s=1)
-    assert clock.now == 0
-    for _ in range(10):
-        await budget.take(patience_s=1)
-    assert clock.now == pytest.approx(2.0)
+    async def fetch_page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+        self.under_way += 1
+        try:
+            await self.let_go.wait()
+            return await super().fetch_page(symbol, timeframe, wanted)
+        finally:
+            self.under_way -= 1
 
 
-async def test_the_budget_refuses_a_wait_beyond_patience_and_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Ticking(monkeypatch)
-    budget = RateBudget(0.1, monotonic=clock)
-    await budget.take(patience_s=1)
-    with pytest.raises(RateLimitPluginError) as raised:
-        await budget.take(patience_s=1)
-    assert raised.value.retry_after_s == pytest.approx(10)
-    budget.pause(30)
-    budget.pause(5)
-    assert budget.paused_s == pytest.approx(30)
+def ask(feed: Feed, *, calls: int, polite: bool = False) -> list[asyncio.Task[Page]]:
+    return [asyncio.create_task(feed.page("A/B", Timeframe.M1, HOUR, polite=polite)) for _ in range(calls)]
+
+
+async def turns() -> None:
+    """Let every task come as far as it can."""
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def test_polite_calls_leave_places_to_urgent_ones() -> None:
-    feed = make_feed(faults=[])
-    held, under_way = asyncio.Event(), 0
-    honest = feed.plugin.fetch_page
+    plugin = SlowPlugin()
+    feed = Feed(plugin, RateBudget(1000), FeedLimits(concurrency=6))
+    calls = ask(feed, calls=10, polite=True)
+    await turns()
+    assert plugin.under_way == 3
+    calls += ask(feed, calls=10)
+    await turns()
+    assert plugin.under_way == 6
+    plugin.let_go.set()
+    assert [len(page.bars) for page in await asyncio.gather(*calls)] == [60] * 20
 
-    async def slow(symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
-        nonlocal under_way
-        under_way += 1
-        await held.wait()
-        return await honest(symbol, timeframe, wanted)
 
-    feed.plugin.fetch_page = slow  # type: ignore[method-assign]
-    calls = [asyncio.create_task(feed.page("A/B", Timeframe.M1, HOUR, polite=True)) for _ in range(10)]
-    await asyncio.sleep(0.05)
-    assert under_way == 4
-    calls += [asyncio.create_task(feed.page("A/B", Timeframe.M1, HOUR)) for _ in range(10)]
-    await asyncio.sleep(0.05)
-    assert under_way == 8
-    held.set()
-    await asyncio.gather(*calls)
-    assert under_way == 20
+async def test_a_call_that_finds_no_place_is_refused_when_its_patience_ends() -> None:
+    plugin = SlowPlugin()
+    feed = Feed(plugin, RateBudget(1000), FeedLimits(concurrency=1, patience_s=0.05))
+    first = ask(feed, calls=1)
+    await turns()
+    began = time.monotonic()
+    with pytest.raises(RateLimitPluginError, match="under way"):
+        await feed.page("A/B", Timeframe.M1, HOUR)
+    assert time.monotonic() - began < 5
+    assert (feed.calls, feed.retries, feed.failures) == (1, 0, 1)
+    plugin.let_go.set()
+    assert [len(page.bars) for page in await asyncio.gather(*first)] == [60]
+
+
+async def test_a_call_that_rests_between_two_tries_holds_no_place() -> None:
+    plugin = ScriptedPlugin({"A/B": random_minutes(1, 60, holes=0)})
+
+    def fault(call: int, _: TimeRange) -> Page | None:
+        if call == 1:
+            raise NetworkPluginError("busy", retry_after_s=2)
+        return None
+
+    plugin.fault = fault
+    feed = Feed(plugin, RateBudget(1000), FeedLimits(concurrency=1))
+    (resting,) = ask(feed, calls=1)
+    await turns()
+    assert len((await asyncio.wait_for(feed.page("A/B", Timeframe.M1, HOUR), 1.5)).bars) == 60
+    assert not resting.done()
+    assert len((await resting).bars) == 60
+
+
+async def test_cancelled_calls_leave_their_places_to_others() -> None:
+    plugin = SlowPlugin()
+    feed = Feed(plugin, RateBudget(1000), FeedLimits(concurrency=2))
+    calls = ask(feed, calls=5) + ask(feed, calls=5, polite=True)
+    await turns()
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls, timeout=5)
+    plugin.let_go.set()
+    pages = await asyncio.gather(*ask(feed, calls=3), *ask(feed, calls=3, polite=True))
+    assert (len(pages), plugin.under_way) == (6, 0)
 
 
 async def test_a_polite_call_sits_out_a_pause_that_an_urgent_one_does_not() -> None:
@@ -144,6 +165,21 @@ async def test_a_polite_call_sits_out_a_pause_that_an_urgent_one_does_not() -> N
     assert len((await feed.page("A/B", Timeframe.M1, HOUR, polite=True)).bars) == 60
 
 
+async def test_an_urgent_call_is_not_held_up_by_polite_ones_that_sit_out_a_pause() -> None:
+    feed = make_feed(faults=[])
+    feed.budget.pause(60)
+    polite = ask(feed, calls=20, polite=True)
+    await turns()
+    began = time.monotonic()
+    with pytest.raises(RateLimitPluginError) as raised:
+        await feed.page("A/B", Timeframe.M1, HOUR)
+    assert time.monotonic() - began < 5
+    assert raised.value.retry_after_s == pytest.approx(60, abs=10)
+    for call in polite:
+        call.cancel()
+    await asyncio.wait(polite, timeout=5)
+
+
 async def test_a_recovery_is_told_once_and_what_happened_is_counted() -> None:
     feed = make_feed(faults=[NetworkPluginError("reset"), NetworkPluginError("reset")])
     told: list[bool] = []
@@ -151,4 +187,28 @@ async def test_a_recovery_is_told_once_and_what_happened_is_counted() -> None:
     for _ in range(3):
         await feed.page("A/B", Timeframe.M1, HOUR)
     assert told == [True]
-    assert (feed.calls, feed.retries, feed.failures) == (5, 2, 2)
+    assert (feed.calls, feed.retries, feed.failures) == (5, 2, 0)
+
+
+async def test_an_outage_that_outlasted_a_call_is_over_with_the_next_that_succeeds() -> None:
+    feed = make_feed(faults=[NetworkPluginError("away")] * 2, attempts=2)
+    told: list[bool] = []
+    feed.recovered = lambda: told.append(True)
+    with pytest.raises(NetworkPluginError):
+        await feed.page("A/B", Timeframe.M1, HOUR)
+    assert (told, feed.failures) == ([], 1)
+    await feed.page("A/B", Timeframe.M1, HOUR)
+    assert told == [True]
+
+
+@pytest.mark.parametrize(
+    "error", [SymbolNotFoundPluginError("no"), PluginError("odd"), RateLimitPluginError("slow", retry_after_s=0.01)]
+)
+async def test_what_is_no_outage_ends_in_no_recovery(error: PluginError) -> None:
+    feed = make_feed(faults=[error], attempts=1)
+    told: list[bool] = []
+    feed.recovered = lambda: told.append(True)
+    with pytest.raises(type(error)):
+        await feed.page("A/B", Timeframe.M1, HOUR)
+    await feed.page("A/B", Timeframe.M1, HOUR)
+    assert told == []
