@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -170,14 +171,23 @@ def watch_list(doc: str) -> Setting:
     wanted = "use market/provider/symbol@start with commas between, like crypto/binance/BTC/USDT@2024-01-01"
 
     def read(text: str) -> tuple[WatchedSeries, ...]:
-        parts = (part.strip() for part in text.split(","))
-        return tuple(_watched(part, wanted) for part in parts if part)
+        found, faults = [], []
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            try:
+                found.append(_watched(part))
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            raise ValueError(f"{'; '.join(faults)}; {wanted}")
+        return tuple(found)
 
     def check(watched: tuple[WatchedSeries, ...]) -> None:
         every = [str(one.series) for one in watched]
-        doubled = sorted({name for name in every if every.count(name) > 1})
-        if doubled:
-            raise ValueError(f"{', '.join(doubled)} is named twice; name each series once")
+        faults = [f"{name} is named more than once" for name in dict.fromkeys(every) if every.count(name) > 1]
+        now_ms = time.time() * 1000
+        faults += [f"the start of {one.series} lies in the future" for one in watched if one.start_ms > now_ms]
+        if faults:
+            raise ValueError(f"{'; '.join(faults)}; name each series once, with a start in the past")
 
     def write(watched: tuple[WatchedSeries, ...]) -> str:
         return ",".join(f"{one.series}@{one.start_ms}" for one in watched)
@@ -185,13 +195,13 @@ def watch_list(doc: str) -> Setting:
     return Setting(doc, read, check, write)
 
 
-def _watched(text: str, wanted: str) -> WatchedSeries:
-    name, at, start = text.rpartition("@")
-    market, _, rest = name.partition("/")
-    provider, _, symbol = rest.partition("/")
-    if not (at and market and provider and symbol):
-        raise ValueError(f"{text!r} is no series with a start; {wanted}")
+def _watched(text: str) -> WatchedSeries:
+    # Symbols hold slashes, colons and dashes, so the first two slashes and the last @ count.
+    name, _, start = text.rpartition("@")
+    series = Series(*(part.strip() for part in name.split("/", 2))) if name.count("/") > 1 else None
+    if series is None or not all(series):
+        raise ValueError(f"{text!r} is no series with a start")
     try:
-        return WatchedSeries(Series(market, provider, symbol), parse_time_ms(start))
+        return WatchedSeries(series, parse_time_ms(start))
     except ValueError as error:
-        raise ValueError(f"the start of {name} cannot be used ({error}); {wanted}") from None
+        raise ValueError(f"the start of {series}: {error}") from None
