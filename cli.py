@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,13 +25,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config()
         config.validate()
         configure_logging(config.log_level if options.command == "serve" else "WARNING", config.log_format)
-        return asyncio.run(options.run(config, options)) or 0
+        code: int = asyncio.run(options.run(config, options))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what Python would still write at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (CandleryError, OSError) as exc:
         print(f"candlery: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("candlery: interrupted", file=sys.stderr)
         return 130
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -129,6 +129,8 @@ class LineView:
     def _speed(self, job: Job) -> str:
         pace, eta_s = self._pace.per_second(), job.progress.eta_s
         words = "" if pace is None else f", {counted(int(pace), 'bar')} a second"
+        if job.errors:
+            words += f", {counted(len(job.errors), 'problem')}"
         return words if eta_s is None else f"{words}, {duration(eta_s)} left"
 
 

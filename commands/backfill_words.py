@@ -102,7 +102,8 @@ def print_plan(out: Console, plan: Plan) -> None:
         table.add_column(name, justify="right")
     for one in plan.symbols:
         table.add_row(
-            one.symbol, _gap_lines(one), f"{len(one.gaps.ranges):,}", f"{one.minutes:,}", f"{len(one.chunks):,}"
+            *(one.symbol, _gap_lines(one), f"{len(one.gaps.ranges):,}", f"{one.minutes:,}"),
+            f"{len(one.chunks) + (one.search is not None):,}",
         )
     out.print(table)
     if not plan.chunks:
@@ -110,7 +111,7 @@ def print_plan(out: Console, plan: Plan) -> None:
         return
     print(
         f"{counted(plan.minutes, 'missing minute')} in {counted(plan.chunks, 'chunk')}, "
-        f"{counted(plan.calls, 'upstream call')}: at best {duration(plan.estimated_s)}. Nothing was begun."
+        f"at most {counted(plan.calls, 'upstream call')}: about {duration(plan.estimated_s)}. Nothing was begun."
     )
 
 
@@ -120,6 +121,8 @@ def _gap_lines(plan: SymbolPlan) -> str:
     lines = [f"{utc_minute(gap.start_ms)} to {utc_minute(gap.end_ms)}" for gap in latest]
     if len(plan.gaps.ranges) > GAPS_SHOWN:
         lines.append(f"... and {len(plan.gaps.ranges) - GAPS_SHOWN:,} earlier")
+    if plan.search is not None:
+        lines.append("its first bar is looked for first")
     return "\n".join(lines) or "none"
 
 

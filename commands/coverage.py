@@ -4,6 +4,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -15,7 +16,7 @@ from app_extensions.wiring import Services, running_services
 from blueprints.schemas import CoverageReport, TileOut
 from commands import strip
 from commands.arguments import Commands, add_range, add_series, series_of
-from commands.strip import Cell, Row, Scale, Unit
+from commands.strip import Cell, Row, Scale
 from commands.terminal import console, counted, duration, utc, utc_minute
 from config import BaseConfig
 from domain.errors import CandleryError
@@ -27,21 +28,29 @@ from services.coverage import Tile
 #: Unsettled stretches listed under the calendar; the rest are counted.
 UNSETTLED_LISTED = 20
 
-#: What a cell looks like, in Unicode and in ASCII, and its colour; and what the verdict means.
-LOOKS: Mapping[Verdict, tuple[str, str, str, str]] = {
-    Verdict.DATA: ("█", "#", "green", "bars"),
-    Verdict.NO_TRADES: ("·", ".", "cyan", "surely no bar: nothing traded"),
-    Verdict.UNCONFIRMED_EMPTY: ("?", "?", "yellow", "no bar when asked once; asked again an hour later"),
-    Verdict.CLOSED_SESSION: ("─", "-", "blue", "outside of the venue's hours"),
-    Verdict.NOT_LISTED: ("/", "/", "bright_black", "before the symbol's first bar"),
-    Verdict.FETCH_FAILED: ("!", "!", "bold red", "the provider was asked and failed"),
-    Verdict.NEVER_FETCHED: ("░", "_", "magenta", "nobody asked yet"),
+
+class Look(NamedTuple):
+    """What a cell looks like: its sign, in Unicode and in ASCII, and its colour; and what the verdict means."""
+
+    signs: tuple[str, str]
+    style: str
+    meaning: str
+
+
+LOOKS: Mapping[Verdict, Look] = {
+    Verdict.DATA: Look(("█", "#"), "green", "bars"),
+    Verdict.NO_TRADES: Look(("·", "."), "cyan", "surely no bar: nothing traded"),
+    Verdict.UNCONFIRMED_EMPTY: Look(("?", "?"), "yellow", "no bar when asked once; asked again an hour later"),
+    Verdict.CLOSED_SESSION: Look(("─", "-"), "blue", "outside of the venue's hours"),
+    Verdict.NOT_LISTED: Look(("/", "/"), "bright_black", "before the symbol's first bar"),
+    Verdict.FETCH_FAILED: Look(("!", "!"), "bold red", "the provider was asked, and failed"),
+    Verdict.NEVER_FETCHED: Look(("░", "_"), "magenta", "nobody asked yet"),
 }
-#: A cell of bars and of settled minutes without a bar.
+#: A cell of bars and of settled stretches without any.
 SOME_DATA = ("▓", "+")
 
-_LABEL_GAP = 1
-_SHARE_WIDTH = 8
+LABEL_WIDTH = len("2024-01-01 Mon ")
+SHARE_WIDTH = len(" 100.0 %")
 
 
 def add(commands: Commands) -> None:
@@ -92,21 +101,26 @@ def draw(out: Console, title: str, tiles: Sequence[Tile], timeframe: Timeframe) 
     if not tiles:
         out.print(f"{title}: no bucket begins in this range")
         return
-    _draw_calendar(out, title, tiles, timeframe)
+    span = TimeRange(tiles[0].range.start_ms, tiles[-1].range.end_ms)
+    scale = strip.scale_for(span, timeframe, columns=out.width - LABEL_WIDTH - SHARE_WIDTH)
+    rows = strip.rows(tiles, scale)
+    out.print(f"{title}, {utc_minute(span.start_ms)} to {utc_minute(span.end_ms)} UTC", style="bold", soft_wrap=True)
+    _draw_calendar(out, scale, rows)
     out.print()
     _draw_summary(out, tiles, timeframe)
+    if any(cell.verdict is Verdict.DATA and cell.is_mixed for row in rows for cell in row.cells):
+        some_data = (SOME_DATA[is_ascii_only(out)], LOOKS[Verdict.DATA].style)
+        out.print(Text.assemble(some_data, " a cell of bars and of settled stretches without any"), soft_wrap=True)
     _draw_unsettled(out, tiles, timeframe)
 
 
-def _draw_calendar(out: Console, title: str, tiles: Sequence[Tile], timeframe: Timeframe) -> None:
-    span = TimeRange(tiles[0].range.start_ms, tiles[-1].range.end_ms)
-    label_width = len("2024-01-01 Mon") + _LABEL_GAP
-    scale = strip.scale_for(span, timeframe, columns=out.width - label_width - _SHARE_WIDTH - 1)
-    out.print(f"{title}, {utc_minute(span.start_ms)} to {utc_minute(span.end_ms)} UTC", style="bold")
-    out.print(f"a row is a {scale.unit.name.lower()}, a cell {_cell_words(scale)}; the figure is what is settled")
-    ascii_only = is_ascii_only(out)
-    for row in strip.rows(tiles, scale):
-        out.print(_line(scale.unit, row, ascii_only=ascii_only), soft_wrap=True)
+def _draw_calendar(out: Console, scale: Scale, rows: Sequence[Row]) -> None:
+    words = f"a row is a {scale.unit.name.lower()}, a cell {_cell_words(scale)}; in percent: what is settled"
+    out.print(words, soft_wrap=True)
+    first = next(scale.unit.rows(TimeRange(rows[0].start_ms, rows[0].start_ms + 1)))
+    out.print(" " * LABEL_WIDTH + scale.ruler(first), style="bright_black", soft_wrap=True)
+    for row in rows:
+        out.print(_line(scale, row, ascii_only=is_ascii_only(out)), soft_wrap=True)
 
 
 def is_ascii_only(out: Console) -> bool:
@@ -118,13 +132,13 @@ def _cell_words(scale: Scale) -> str:
     return "1 month" if scale.cell_ms is None else duration(scale.cell_ms / 1000)
 
 
-def _line(unit: Unit, row: Row, *, ascii_only: bool) -> Text:
-    line = Text(unit.label(row).ljust(len("2024-01-01 Mon")) if unit is Unit.DAY else unit.label(row))
-    line.append(" " * _LABEL_GAP)
+def _line(scale: Scale, row: Row, *, ascii_only: bool) -> Text:
+    line = Text(scale.unit.label(row).ljust(LABEL_WIDTH))
     for cell in row.cells:
         line.append(*sign(cell, ascii_only=ascii_only))
-    # Rounded down: 100 % is all of it.
-    line.append(f" {int(row.settled * 1000) / 10:5.1f} %".rjust(_SHARE_WIDTH))
+    line.append(" " * (scale.most_cells - len(row.cells)))
+    # Rounded down: 100 is all of it.
+    line.append(f"{int(row.settled * 1000) / 10:.1f} %".rjust(SHARE_WIDTH))
     return line
 
 
@@ -132,24 +146,20 @@ def sign(cell: Cell, *, ascii_only: bool) -> tuple[str, str]:
     """A character and its style."""
     if cell.verdict is None:
         return " ", ""
-    whole, plain, style, _ = LOOKS[cell.verdict]
-    if cell.verdict is Verdict.DATA and cell.is_mixed:
-        whole, plain = SOME_DATA
-    return (plain if ascii_only else whole), style
+    look = LOOKS[cell.verdict]
+    signs = SOME_DATA if cell.verdict is Verdict.DATA and cell.is_mixed else look.signs
+    return signs[ascii_only], look.style
 
 
 def _draw_summary(out: Console, tiles: Iterable[Tile], timeframe: Timeframe) -> None:
     sums = _sums(tiles, timeframe)
     total = sum(sums.values())
-    nth = int(is_ascii_only(out))
-    for verdict in (Verdict.DATA, *(verdict for verdict in LOOKS if verdict is not Verdict.DATA)):
-        if not (number := sums[verdict.value]):
-            continue
-        *signs, style, meaning = LOOKS[verdict]
-        line = Text.assemble((signs[nth], style), f" {verdict.value:<18}{number:>12,} {_unit(timeframe)}")
-        line.append(f" {_percent(number, total):>8}  {meaning}")
-        out.print(line, soft_wrap=True)
-    out.print(Text.assemble((SOME_DATA[nth], "green"), " a cell of bars and of settled stretches without any"))
+    unit = "minutes" if timeframe is Timeframe.M1 else "buckets"
+    for verdict, look in LOOKS.items():
+        if number := sums[verdict.value]:
+            line = Text.assemble((look.signs[is_ascii_only(out)], look.style), f" {verdict.value:<18}{number:>12,} ")
+            line.append(f"{unit} {_percent(number, total):>9}  {look.meaning}")
+            out.print(line, soft_wrap=True)
 
 
 def _sums(tiles: Iterable[Tile], timeframe: Timeframe) -> Counter[str]:
@@ -166,10 +176,6 @@ def _percent(number: int, total: int) -> str:
     if 0 < share < 0.01:  # noqa: PLR2004 - the smallest that two decimals can tell
         return "< 0.01 %"
     return f"{int(share * 100) / 100:.2f} %"
-
-
-def _unit(timeframe: Timeframe) -> str:
-    return "minutes" if timeframe is Timeframe.M1 else "buckets"
 
 
 def _draw_unsettled(out: Console, tiles: Iterable[Tile], timeframe: Timeframe) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import Any, Protocol
 
 from commands.backfill_views import View
@@ -19,7 +19,7 @@ _RETRY_S = 1.0
 _DETACHING = (signal.SIGINT, signal.SIGTERM)
 
 NOBODY_WORKS = "No server works on backfills now: this command does, for as long as it is attached."
-NO_LANES = "No server works on backfills now, and the settings let this process work on none: the job waits."
+NO_LANES = "No server works on backfills now, nor does this command, since CANDLERY_BACKFILL_JOBS is 0: the job waits."
 DATABASE_AWAY = "The database is away; it is waited for."
 
 
@@ -92,11 +92,12 @@ class Follower:
         gone_s: float | None = None
         while True:
             try:
-                async for job in self._backfills.watch(job_id):
-                    gone_s = None
-                    view.show(job)
-                    if job.state.is_over:
-                        return job
+                async with aclosing(self._backfills.watch(job_id)) as states:
+                    async for job in states:
+                        gone_s = None
+                        view.show(job)
+                        if job.state.is_over:
+                            return job
             except DatabaseUnavailableError:
                 if gone_s is None:
                     gone_s = loop.time()

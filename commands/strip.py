@@ -50,19 +50,23 @@ class Row(NamedTuple):
 
 
 class Unit(Enum):
-    """What a row spans: its bucket (None: a year), its days, the widths of a cell to choose from, and its label."""
+    """What a row spans: its bucket (None: a year) and most days; widths of a cell; formats of labels and marks."""
 
-    DAY = (Timeframe.D1, 1, tuple(n * MINUTE_MS for n in (15, 20, 30, 60, 120, 180, 240)), "%Y-%m-%d %a")
-    WEEK = (Timeframe.W1, 7, tuple(n * HOUR_MS for n in (1, 2, 3, 4, 6, 8, 12, 24)), "%Y-%m-%d")
-    MONTH = (Timeframe.MN1, 31, tuple(n * HOUR_MS for n in (6, 12, 24, 48, 96)), "%Y-%m")
-    YEAR = (None, 366, (5 * DAY_MS, 7 * DAY_MS), "%Y")
+    DAY = (Timeframe.D1, 1, (15, 20, 30, 60, 120, 180, 240), "%Y-%m-%d %a", (6, "%H"))
+    WEEK = (Timeframe.W1, 7, tuple(60 * n for n in (1, 2, 3, 4, 6, 8, 12, 24)), "%Y-%m-%d", (24, "%a"))
+    MONTH = (Timeframe.MN1, 31, tuple(60 * n for n in (6, 12, 24, 48, 96)), "%Y-%m", (5 * 24, "%d"))
+    YEAR = (None, 366, tuple(60 * 24 * n for n in (5, 7)), "%Y", (61 * 24, "%b"))
 
-    def __init__(self, bucket: Timeframe | None, days: int, widths: Sequence[int], label: str) -> None:
-        """Take them apart."""
+    def __init__(
+        self, bucket: Timeframe | None, days: int, minutes: Sequence[int], label: str, marks: tuple[int, str]
+    ) -> None:
+        """Take them apart; a mark every so many hours."""
         self.bucket = bucket
         self.longest_ms = days * DAY_MS
-        self.widths = widths
+        self.widths = tuple(n * MINUTE_MS for n in minutes)
         self.label_format = label
+        self.mark_ms = marks[0] * HOUR_MS
+        self.mark_format = marks[1]
 
     def rows(self, span: TimeRange) -> Iterator[TimeRange]:
         """The rows that hold the span."""
@@ -95,6 +99,22 @@ class Scale(NamedTuple):
             return [*Timeframe.MN1.starts(*row), row.end_ms]
         return [*range(row.start_ms, row.end_ms, self.cell_ms), row.end_ms]
 
+    @property
+    def most_cells(self) -> int:
+        """Cells of the longest row."""
+        return 12 if self.cell_ms is None else -(-self.unit.longest_ms // self.cell_ms)
+
+    def ruler(self, row: TimeRange) -> str:
+        """Names of hours, days or months, each above the cell that it begins in, where there is room."""
+        borders = self.borders(row)
+        line = ""
+        for ts_ms in range(row.start_ms, row.end_ms, self.unit.mark_ms):
+            name = _utc(ts_ms).strftime(self.unit.mark_format)
+            at = bisect_right(borders, ts_ms) - 1
+            if not line or at > len(line):
+                line = line.ljust(at) + name
+        return line
+
 
 def scale_for(span: TimeRange, timeframe: Timeframe, *, columns: int) -> Scale:
     """The smallest unit that gives few enough rows, with the narrowest cells that fit in and hold whole buckets."""
@@ -103,8 +123,9 @@ def scale_for(span: TimeRange, timeframe: Timeframe, *, columns: int) -> Scale:
         if unit is not Unit.YEAR and _is_longer(unit.rows(span), MOST_ROWS):
             continue
         for cell_ms in unit.widths:
-            if -(-unit.longest_ms // cell_ms) <= room and _holds_buckets(unit, cell_ms, timeframe):
-                return Scale(unit, cell_ms)
+            scale = Scale(unit, cell_ms)
+            if scale.most_cells <= room and _holds_buckets(scale, timeframe):
+                return scale
     return Scale(Unit.YEAR, None)
 
 
@@ -142,12 +163,12 @@ def _settled(tiles: Iterable[Tile], row: TimeRange) -> float:
     return sum(length for verdict, length in shared if verdict not in UNSETTLED) / total if total else 1.0
 
 
-def _holds_buckets(unit: Unit, cell_ms: int, timeframe: Timeframe) -> bool:
+def _holds_buckets(scale: Scale, timeframe: Timeframe) -> bool:
     """Whether a cell is made of whole buckets; in a year's row it is enough that it is no shorter than one."""
-    width = timeframe.width_ms
-    if width is None:
+    width, cell_ms = timeframe.width_ms, scale.cell_ms
+    if width is None or cell_ms is None:
         return False
-    return width <= cell_ms if unit is Unit.YEAR else width <= DAY_MS and cell_ms % width == 0
+    return width <= cell_ms if scale.unit is Unit.YEAR else width <= DAY_MS and cell_ms % width == 0
 
 
 def _is_longer(items: Iterable[object], most: int) -> bool:

@@ -1,70 +1,21 @@
 """The `candlery` command, as a process of its own, on an embedded database."""
 
-import asyncio
 import json
-import os
 import re
 import signal
-import sys
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from domain.timeframe import HOUR_MS, MINUTE_MS
+from tests.commands.processes import DEMO, ROOT, ask, end, run, serving, start
 from tests.services.test_importer import write_csv
 from tests.support.market import START_MS, random_minutes
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ("--market", "demo", "--provider", "sim", "--symbol", "DEMO/USD")
 FROM_FILE = ("--market", "crypto", "--provider", "binance", "--symbol", "FILE/USD")
 
 
-def environment(folder: Path, **extra: str) -> dict[str, str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("CANDLERY_")}
-    return {**plain, "CANDLERY_DATA_DIR": str(folder), "CANDLERY_PORT": "0", "COLUMNS": "200", **extra}
-
-
-async def start(folder: Path, *args: str, **extra: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, str(ROOT / "cli.py"), *args),
-        cwd=folder,
-        env=environment(folder, **extra),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def run(folder: Path, *args: str, **extra: str) -> tuple[int, str, str]:
-    process = await start(folder, *args, **extra)
-    out, err = await asyncio.wait_for(process.communicate(), 90)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-async def serving(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
-    """A running server and its address."""
-    process = await start(folder, "serve", CANDLERY_LOG_LEVEL="WARNING")
-    assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
-    assert "Candlery is ready: " in line, line
-    return process, line.split()[-1]
-
-
-async def ask(address: str, path: str) -> dict[str, object]:
-    async with aiohttp.ClientSession() as session, session.get(f"{address}{path}") as response:
-        assert response.status == 200, await response.text()
-        return await response.json()  # type: ignore[no-any-return]
-
-
-async def end(process: asyncio.subprocess.Process, number: signal.Signals) -> int:
-    process.send_signal(number)
-    await asyncio.wait_for(process.communicate(), 20)
-    assert process.returncode is not None
-    return process.returncode
-
-
-async def test_bars_and_coverage_print_tables(tmp_path: Path) -> None:
+async def test_bars_are_a_table_and_coverage_a_calendar(tmp_path: Path) -> None:
     when = ("--start", "2024-01-01", "--end", "2024-01-01T03:00Z")
     code, out, err = await run(tmp_path, "bars", *DEMO, *when, "--timeframe", "1h")
     assert (code, err) == (0, "")
@@ -72,7 +23,41 @@ async def test_bars_and_coverage_print_tables(tmp_path: Path) -> None:
     assert [line for line in out.splitlines() if "2024-01-01 02:00:00" in line]
     code, out, err = await run(tmp_path, "coverage", *DEMO, *when)
     assert (code, err) == (0, "")
-    assert [line for line in out.splitlines() if "data" in line and "180" in line]
+    assert "demo/sim/DEMO/USD 1m (simulated), 2024-01-01 00:00 to 2024-01-01 03:00 UTC" in out
+    assert "2024-01-01 Mon ████████████" in out
+    assert [line for line in out.splitlines() if "data" in line and "180 minutes  100.00 %" in line]
+    assert "All of it is settled." in out
+    code, out, _ = await run(tmp_path, "coverage", *DEMO, *when, "--table", PYTHONIOENCODING="ascii")
+    assert code == 0
+    assert [line for line in out.splitlines() if "2024-01-01 03:00:00" in line and "data" in line and "180" in line]
+
+
+async def test_coverage_as_json_is_what_the_server_answers(tmp_path: Path) -> None:
+    process, address = await serving(tmp_path)
+    when = ("--start", "2024-03-09T23:00Z", "--end", "2024-03-10T01:00Z")
+    series = ("--market", "demo", "--provider", "sim", "--symbol", "HEATH/USD")
+    path = "market=demo&provider=sim&symbol=HEATH/USD&start=2024-03-09T23:00Z&end=2024-03-10T01:00Z"
+    await ask(address, f"/api/v1/ohlcv?{path}")
+    told = await ask(address, f"/api/v1/coverage?{path}")
+    code, out, err = await run(tmp_path, "coverage", *series, *when, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == told
+    assert {"data", "no_trades", "fetch_failed"} == set(told["summary"])  # type: ignore[call-overload]
+    code, out, _ = await run(tmp_path, "coverage", *series, *when, COLUMNS="12", PYTHONIOENCODING="latin-1")
+    assert code == 0
+    assert "fetch_failed  60 minutes, asked 1 time, last at 20" in out
+    assert "the simulated feed of HEATH/USD is down on this day of the week" in out
+    assert await end(process, signal.SIGTERM) == 0
+
+
+async def test_a_reader_who_stops_reading_is_no_fault(tmp_path: Path) -> None:
+    await run(tmp_path, "migrate")
+    process = await start(tmp_path, "coverage", *DEMO, "--start", "2024-01-01", "--end", "2024-01-02")
+    assert process.stdout is not None
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    _, err = await process.communicate()
+    assert err == b""
+    assert process.returncode == 1
 
 
 async def test_an_import_works_alone_and_beside_a_running_server_and_is_served_at_once(tmp_path: Path) -> None:
@@ -150,7 +135,7 @@ async def test_unknown_names_and_wrong_settings_are_told_in_words(tmp_path: Path
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate", "import", "bars", "coverage"])
+@pytest.mark.parametrize("command", ["serve", "migrate", "import", "bars", "backfill", "coverage"])
 async def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
     code, out, _ = await run(tmp_path, command, "--help")
     assert code == 0
