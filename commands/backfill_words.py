@@ -74,7 +74,7 @@ def report(job: Job) -> int:
     if job.state is JobState.DONE:
         return 0
     tell_errors(job.errors, job.error_count)
-    if job.progress.chunks_failed:
+    if job.state is JobState.FAILED and job.progress.chunks_failed:
         say(f"Try what failed again: candlery backfill retry {short(job.id)}")
     return 1
 
@@ -87,10 +87,11 @@ def _took(job: Job) -> str:
 
 def tell_errors(errors: Sequence[JobError], count: int) -> None:
     """Say what could not be had."""
-    for error in sorted(errors[:ERRORS_SHOWN], key=lambda error: error.symbol):
+    shown = errors[:ERRORS_SHOWN]
+    for error in sorted(shown, key=lambda error: error.symbol):
         say(f"  {error_words(error)}")
-    if count > ERRORS_SHOWN:
-        say(f"  ... and {count - ERRORS_SHOWN:,} more")
+    if count > len(shown):
+        say(f"  ... and {count - len(shown):,} more")
 
 
 def print_plan(out: Console, plan: Plan) -> None:

@@ -15,7 +15,7 @@ from services.backfills import Job
 LOOK_AROUND_S = 5.0
 #: A database that is away is waited for so long.
 PATIENCE_S = 60.0
-_RETRY_S = 1.0
+RETRY_S = 1.0
 _DETACHING = (signal.SIGINT, signal.SIGTERM)
 
 NOBODY_WORKS = "No server works on backfills now: this command does, for as long as it is attached."
@@ -53,12 +53,14 @@ class Follower:
         *,
         look_around_s: float = LOOK_AROUND_S,
         patience_s: float = PATIENCE_S,
+        retry_s: float = RETRY_S,
     ) -> None:
         """Take the jobs and who can work on them here."""
         self._backfills = backfills
         self._workers = workers
         self._look_around_s = look_around_s
         self._patience_s = patience_s
+        self._retry_s = retry_s
 
     async def follow(self, job_id: str, view: View) -> Job:
         """Show the job until it is over; the job as it ended.
@@ -104,7 +106,7 @@ class Follower:
                     view.note(DATABASE_AWAY)
                 elif loop.time() - gone_s > self._patience_s:
                     raise
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(self._retry_s)
 
     async def _help(self, view: View) -> None:
         """Work from the moment on that nobody else does, until cancelled."""
