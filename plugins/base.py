@@ -1,7 +1,7 @@
 """The contract of a market plugin: what a provider offers, one page of bars at a time, and how it fails."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -135,6 +135,23 @@ class Page(msgspec.Struct, frozen=True):
     vouched: bool = True
 
 
+class LiveBars(msgspec.Struct, frozen=True):
+    """What a venue's stream said about one symbol's minutes.
+
+    Attributes:
+        symbol: whose.
+        bars: valid minute bars, ascending, one a `ts`, copies of our own (vendors mutate theirs in place).
+        closed: True: the venue says that each of these bars is final (also where it corrects one that it had called
+            so before); False: it says that the last one is still forming; None: it does not say.
+        venue_ms: the venue's own clock when it sent this, where it says; UTC epoch milliseconds.
+    """
+
+    symbol: str
+    bars: tuple[Bar, ...]
+    closed: bool | None = None
+    venue_ms: int | None = None
+
+
 class Credentials(msgspec.Struct, frozen=True):
     """Secrets for one provider; never shown by `repr`."""
 
@@ -223,3 +240,20 @@ class MarketPlugin(ABC):
         `timeframe` is one of `capabilities.timeframes`; `wanted` is bucket-aligned and may be longer than one
         answer: the page's `covered` says how far it came, and may be any part of `wanted`.
         """
+
+    def live_minutes(self, symbol: str) -> AsyncGenerator[LiveBars, None]:
+        """Minute bars of a symbol as they form, until the stream fails: it never ends in silence.
+
+        One generator a symbol; many at once share what the venue lets them share. Closing the generator
+        unsubscribes. Reconnecting, healing holes and deciding what is closed are the services'.
+
+        Raises:
+            PluginError: the connection dropped, went mute or spoke rubbish. From the first `anext()` on, also
+                PluginFeatureNotSupportedError: `capabilities.live` is not `stream`.
+        """
+        return _no_stream(self.config.provider, symbol)
+
+
+async def _no_stream(provider: str, symbol: str) -> AsyncGenerator[LiveBars, None]:
+    raise PluginFeatureNotSupportedError(f"{provider} has no stream of {symbol}'s minutes")
+    yield

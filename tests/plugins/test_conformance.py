@@ -22,6 +22,7 @@ from plugins.base import (
     Page,
     PluginConfig,
     PluginError,
+    PluginFeatureNotSupportedError,
     ProviderInfo,
     SymbolInfo,
     SymbolNotFoundPluginError,
@@ -52,6 +53,8 @@ class Case:
         fail_listing: likewise for the next call for symbols.
         failures: how many ways there are.
         hang: makes the venue hang at the next call for bars.
+        stir: makes the venue's stream speak about the symbol's minutes, for as long as it is entered; None: there is
+            no stream.
     """
 
     plugin: type[MarketPlugin]
@@ -63,6 +66,7 @@ class Case:
     fail_listing: Callable[[int], None] | None = None
     failures: int = 0
     hang: Callable[[], None] | None = None
+    stir: Callable[[], AbstractAsyncContextManager[None]] | None = None
 
     def make(self) -> MarketPlugin:
         return self.plugin(self.config)
@@ -416,3 +420,28 @@ async def test_23_a_venue_that_does_not_answer_is_worth_another_try(case: Case):
 def as_options(config: PluginConfig) -> dict[str, object]:
     names: Sequence[str] = config.__struct_fields__
     return {name: getattr(config, name) for name in names}
+
+
+# 24 to 25: its stream
+
+
+async def test_24_it_streams_minutes_where_it_says_so_and_else_says_that_it_does_not(case: Case, plugin: MarketPlugin):
+    live = plugin.live_minutes(case.symbol)
+    if plugin.capabilities.live != "stream":
+        with pytest.raises(PluginFeatureNotSupportedError):
+            await anext(live)
+        return
+    assert case.stir is not None, "a plugin that streams has a venue that speaks"
+    async with case.stir():
+        for _ in range(3):
+            told = await asyncio.wait_for(anext(live), 10)
+            assert told.symbol == case.symbol
+            assert told.bars
+            assert all(fault_of(bar, Timeframe.M1) is None for bar in told.bars)
+            assert all(before.ts < bar.ts for before, bar in pairwise(told.bars))
+            assert told.closed in {True, False, None}
+        await live.aclose()
+
+
+async def test_25_no_stream_of_a_symbol_that_it_does_not_list(plugin: MarketPlugin):
+    assert await plugin_errors_at_most(asyncio.wait_for(anext(plugin.live_minutes(BOGUS)), 10)) is not None
