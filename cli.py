@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from app_extensions.logging_setup import configure_logging
 from commands import backfill, bars, coverage, import_files, server
 from commands.terminal import write_what_can_be_written
-from config import load_config
+from config import BaseConfig, load_config
 from domain.errors import CandleryError
 
 #: In the order that the help lists them.
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config()
         config.validate()
-        configure_logging(config.log_level if options.command == "serve" else "WARNING", config.log_format)
+        _configure_logging(config, options.command)
         code: int = asyncio.run(options.run(config, options))
         sys.stdout.flush()
     except BrokenPipeError:
@@ -38,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("candlery: interrupted", file=sys.stderr)
         return 130
     return code
+
+
+def _configure_logging(config: BaseConfig, command: str) -> None:
+    configure_logging(config.log_level if command == "serve" else "WARNING", config.log_format)
+    if command != "serve":
+        # A database that is away is told of by the command, in a line; its driver would write a traceback a second.
+        logging.getLogger("asyncpg").setLevel(logging.ERROR)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -137,6 +137,21 @@ async def test_a_job_survives_detaching_and_the_kill_of_the_command_that_worked_
     assert await coverage(tmp_path, *TWO_YEARS) == {"data": TWO_YEARS_MINUTES}
 
 
+async def test_the_command_stays_attached_while_a_killed_server_is_started_again(tmp_path: Path) -> None:
+    server, _ = await serving(tmp_path)
+    process = await start(tmp_path, "backfill", *DEMO, *YEAR, "--wait")
+    await line_of(process, with_words="running")
+    assert await end(server, signal.SIGKILL) == -signal.SIGKILL
+    await line_of(process, with_words="The database is away; it is waited for.")
+    server, _ = await serving(tmp_path)
+    code, out, err = await outcome(process)
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert "is done: 53 of 53 chunks done" in out
+    assert await end(server, signal.SIGTERM) == 0
+    assert await coverage(tmp_path, *YEAR) == {"data": 365 * DAY_MS // MINUTE_MS}
+
+
 class Terminal:
     """The command on a terminal of its own."""
 
