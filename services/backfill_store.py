@@ -154,7 +154,7 @@ class BackfillStore:
         return {row["state"]: row["chunks"] for row in rows}
 
     async def forget_old(self) -> None:
-        """Drop healing jobs that ended more than a day ago, and others that ended more than 90 days ago."""
+        """Drop jobs that ended more than 90 days ago, and all but a provider's newest ten that healed it."""
         async with self.database.connection() as db:
             await db.execute(self._sql["forget_jobs"])
 

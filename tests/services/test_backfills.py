@@ -379,3 +379,20 @@ async def test_years_before_the_listing_cost_a_few_calls_and_end_as_not_listed(
     assert {tile.verdict for tile in await house.coverage(start_ms, START_MS)} == {Verdict.NOT_LISTED}
     assert len(house.plugin.calls) < 50
     assert (await house.backfill(start_ms, DAY.end_ms)).progress.chunks_total == 0
+
+
+async def test_old_jobs_are_forgotten_and_of_healing_ones_the_newest_ten_are_kept(house: House) -> None:
+    house.workers.open()
+    kept = await house.backfill(*DAY)
+    for hour in range(12):
+        job, _ = await house.backfills.heal("test", "scripted", {"C/D": START_MS + (23 - hour) * HOUR_MS})
+        assert job is not None
+        await house.finished(job.id)
+        house.clock.advance(minutes=1)
+    await house.backfills.refresh()
+    jobs = await house.backfills.jobs()
+    assert [job.origin for job in jobs] == [Origin.HEALING] * 10 + [Origin.OPERATOR]
+    async with house.store.database.connection() as db:
+        await db.execute("UPDATE backfill_jobs SET finished_at = now() - interval '91 days' WHERE id = $1", kept.id)
+    await house.backfills.refresh()
+    assert kept.id not in {job.id for job in await house.backfills.jobs()}

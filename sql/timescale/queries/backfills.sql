@@ -196,6 +196,12 @@ SELECT c.state, count(*) AS chunks FROM backfill_chunks c JOIN backfill_jobs j O
 WHERE j.state IN ('queued', 'running', 'paused') GROUP BY c.state;
 
 -- name: forget_jobs
-DELETE FROM backfill_jobs
-WHERE (origin = 'healing' AND finished_at < clock_timestamp() - interval '1 day')
-   OR finished_at < clock_timestamp() - interval '90 days';
+-- What ended long ago, and all but the newest ten of the jobs that healed a provider.
+DELETE FROM backfill_jobs WHERE id IN (
+    SELECT id FROM (
+        SELECT id, finished_at, origin,
+               row_number() OVER (PARTITION BY origin, market, provider ORDER BY finished_at DESC, id) AS nth
+        FROM backfill_jobs WHERE finished_at IS NOT NULL
+    ) over_jobs
+    WHERE finished_at < clock_timestamp() - interval '90 days' OR (origin = 'healing' AND nth > 10)
+);
