@@ -11,6 +11,8 @@ import aiohttp
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MARKET = ("--market", "demo", "--provider", "sim")
 DEMO = (*DEMO_MARKET, "--symbol", "DEMO/USD")
+#: For anything that a process is waited for.
+PATIENCE_S = 150
 #: A server ends within its own time; a slow machine needs longer for an embedded database.
 END_S = 30
 
@@ -40,7 +42,7 @@ async def run(folder: Path, *args: str, **extra: str) -> tuple[int, str, str]:
 
 async def outcome(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
     """The exit code and all that was not read yet of its output."""
-    out, err = await asyncio.wait_for(process.communicate(), 90)
+    out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 

@@ -17,6 +17,7 @@ from domain.timeframe import DAY_MS, MINUTE_MS
 from tests.commands.processes import (
     DEMO,
     DEMO_MARKET,
+    PATIENCE_S,
     ask,
     command,
     end,
@@ -27,6 +28,9 @@ from tests.commands.processes import (
     serving,
     start,
 )
+
+#: Some of these take half a minute on a small machine; a slow one needs its time.
+pytestmark = pytest.mark.timeout(400)
 
 DAY = ("--start", "2024-01-01", "--end", "2024-01-02")
 #: 106 chunks, enough to be caught in the middle.
@@ -165,7 +169,7 @@ class Terminal:
         self.text = ""
 
     def read_until(self, words: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while words not in self.text:
             assert time.monotonic() < deadline, self.text
             assert self._read(), self.text
@@ -174,7 +178,7 @@ class Terminal:
         self._process.send_signal(signal.SIGINT)
 
     def end(self) -> int:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while self._read():
             assert time.monotonic() < deadline, self.text
         return self._process.wait(10)
