@@ -1,21 +1,16 @@
 """`GET /api/v1/coverage`: what is known of each stretch of time."""
 
-from collections import Counter
-from collections.abc import Sequence
-
-from msgspec import UNSET
 from quart import Blueprint, Response, request
 
 from blueprints.answers import json_answer
 from blueprints.context import in_time, services
 from blueprints.ohlcv_request import time_range
 from blueprints.params import Params
-from blueprints.schemas import CoverageReport, TileOut
+from blueprints.schemas import coverage_report
 from domain.errors import CandleryError, InvalidParameterError
-from domain.series import Series, Verdict
+from domain.series import Series
 from domain.time_range import TimeRange
 from domain.timeframe import DAY_MS, Timeframe
-from services.coverage import Tile
 
 blueprint = Blueprint("coverage", __name__, url_prefix="/api/v1")
 
@@ -32,7 +27,7 @@ async def get_coverage() -> Response:
     async with in_time():
         tiles = await services().ohlcv.coverage(series, timeframe, wanted)
         simulated = await _is_simulated(series)
-    return json_answer(_report(series, timeframe, tiles, simulated=simulated), simulated=simulated)
+    return json_answer(coverage_report(series, timeframe, tiles, simulated=simulated), simulated=simulated)
 
 
 def _wanted(params: Params, timeframe: Timeframe) -> TimeRange:
@@ -56,23 +51,3 @@ async def _is_simulated(series: Series) -> bool:
     except CandleryError:
         return False
     return feed.capabilities.simulated
-
-
-def _report(series: Series, timeframe: Timeframe, tiles: Sequence[Tile], *, simulated: bool) -> CoverageReport:
-    summary: Counter[str] = Counter()
-    ranges = []
-    for tile in tiles:
-        buckets = timeframe.buckets_between(*tile.range)
-        bars = buckets if tile.verdict is Verdict.DATA else 0
-        error = UNSET if tile.error is None else tile.error
-        ranges.append(TileOut(*tile.range, tile.verdict.value, bars, tile.attempts, tile.checked_ms, error))
-        summary[tile.verdict.value] += buckets
-    return CoverageReport(
-        market=series.market,
-        provider=series.provider,
-        symbol=series.symbol,
-        timeframe=timeframe.value,
-        ranges=ranges,
-        summary=summary,
-        simulated=simulated or UNSET,
-    )

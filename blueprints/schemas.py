@@ -1,11 +1,15 @@
 """The shapes of answers on the wire. Times are UTC epoch milliseconds."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from domain.series import Series, Verdict
+from domain.timeframe import Timeframe
 from services.bar_walk import OhlcvAnswer
+from services.coverage import Tile
 
 COLUMNS = ("ts", "open", "high", "low", "close", "volume")
 
@@ -95,3 +99,24 @@ class SymbolOut(msgspec.Struct, frozen=True):
 def gaps_out(answer: OhlcvAnswer) -> list[GapOut]:
     """The answer's gaps for the wire."""
     return [GapOut(gap.range.start_ms, gap.range.end_ms, gap.verdict.value) for gap in answer.gaps]
+
+
+def coverage_report(series: Series, timeframe: Timeframe, tiles: Sequence[Tile], *, simulated: bool) -> CoverageReport:
+    """Tiles for the wire."""
+    summary: Counter[str] = Counter()
+    ranges = []
+    for tile in tiles:
+        buckets = timeframe.buckets_between(*tile.range)
+        bars = buckets if tile.verdict is Verdict.DATA else 0
+        error = UNSET if tile.error is None else tile.error
+        ranges.append(TileOut(*tile.range, tile.verdict.value, bars, tile.attempts, tile.checked_ms, error))
+        summary[tile.verdict.value] += buckets
+    return CoverageReport(
+        market=series.market,
+        provider=series.provider,
+        symbol=series.symbol,
+        timeframe=timeframe.value,
+        ranges=ranges,
+        summary=summary,
+        simulated=simulated or UNSET,
+    )

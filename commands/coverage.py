@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
-from msgspec import UNSET
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from app_extensions.wiring import Services, running_services
-from blueprints.schemas import CoverageReport, TileOut
+from blueprints.schemas import coverage_report
 from commands import strip
 from commands.arguments import Commands, add_range, add_series, series_of
 from commands.strip import Cell, Row, Scale
@@ -215,21 +214,5 @@ def _table(series: Series, timeframe: Timeframe, tiles: Iterable[Tile]) -> Table
     return table
 
 
-def _json(series: Series, timeframe: Timeframe, tiles: Iterable[Tile], *, simulated: bool) -> str:
-    tiles = list(tiles)
-    report = CoverageReport(
-        market=series.market,
-        provider=series.provider,
-        symbol=series.symbol,
-        timeframe=timeframe.value,
-        ranges=[_tile_out(tile, timeframe) for tile in tiles],
-        summary=_sums(tiles, timeframe),
-        simulated=simulated or UNSET,
-    )
-    return json.dumps(msgspec.to_builtins(report))
-
-
-def _tile_out(tile: Tile, timeframe: Timeframe) -> TileOut:
-    bars = timeframe.buckets_between(*tile.range) if tile.verdict is Verdict.DATA else 0
-    error = UNSET if tile.error is None else tile.error
-    return TileOut(*tile.range, tile.verdict.value, bars, tile.attempts, tile.checked_ms, error)
+def _json(series: Series, timeframe: Timeframe, tiles: Sequence[Tile], *, simulated: bool) -> str:
+    return json.dumps(msgspec.to_builtins(coverage_report(series, timeframe, tiles, simulated=simulated)))
