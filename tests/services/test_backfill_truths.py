@@ -6,7 +6,7 @@ series of its own in a database that it shares with others, and one or two proce
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from app_extensions.db_pool import DatabasePool
 from app_extensions.migrations import Flavour
 from domain.bar import Bar, fold, within
-from domain.errors import ConflictError
+from domain.errors import ConflictError, DatabaseUnavailableError
 from domain.series import Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
@@ -33,6 +33,7 @@ BLOCKS, SEEDS_PER_BLOCK = 8, 26
 TIMESCALE_SEEDS = range(1000, 1006)
 #: Stored aggregates, and some that are folded from them.
 COARSER = [Timeframe(name) for name in ("3m", "5m", "15m", "30m", "1h", "2h", "4h", "1d", "1w")]
+SEARCHED_BY = (Timeframe.H1, Timeframe.D1)
 LEASE_S = 0.2
 PATIENCE_S = 30
 
@@ -47,6 +48,7 @@ class Process:
     """One server process: a house, and the questions that clients have put to it."""
 
     def __init__(self, life: "Life") -> None:
+        self.life = life
         self.database = KilledProcess(life.pool)
         store = store_on(self.database, life.flavour, life.clock)  # type: ignore[arg-type]
         self.house: House = make_house(
@@ -60,8 +62,15 @@ class Process:
         workers = self.house.workers
         return [*workers._tasks, *workers._working.values(), *self.tasks]
 
-    def begin(self, work: Any) -> None:
-        self.tasks.append(asyncio.create_task(work))
+    def begin(self, act: Callable[["Process"], Awaitable[None]]) -> None:
+        self.tasks.append(asyncio.create_task(self._or_no_database(act)))
+
+    async def _or_no_database(self, act: Callable[["Process"], Awaitable[None]]) -> None:
+        """A client who is told that the database is away may ask again later."""
+        try:
+            await act(self)
+        except DatabaseUnavailableError:
+            self.life.log.append("no database")
 
     async def end(self) -> None:
         """Be dead, and nothing left of it."""
@@ -103,6 +112,7 @@ class Life:
             mischief=rng.choice([0.0, 0.3, 0.5, 0.7]),
             lag_ms=rng.choice([0, 0, 0, 5_000, 10 * MINUTE_MS]),
             tells=rng.random() < 0.5,
+            vouches=rng.random() < 0.2,
         )
         # Outlives the processes, as Redis would.
         self.cache = MemoryCache(max_bytes=1 << 24, ttl_s=3600, clock=self.clock)
@@ -113,15 +123,18 @@ class Life:
 
     async def live(self) -> None:
         works = [self.query] * 6 + [self.backfill] * 4 + [self.steer] * 4 + [self.look_again]
-        actions = works + [self.crash] * 2 + [self.pass_time] * 3
+        blows = [self.crash] * 2 + [self.lose_connection] * 2 + [self.pass_time] * 3
         for _ in range(self.rng.randrange(10, 25)):
             await self.bury_the_dead()
-            act: Callable[[Process], Any] = self.rng.choice(actions)
-            self.log.append(act.__name__)
             process = self.rng.choice(self.processes)
-            work = act(process)
-            if asyncio.iscoroutine(work):
+            if self.rng.random() < len(works) / (len(works) + len(blows)):
+                work = self.rng.choice(works)
+                self.log.append(work.__name__)
                 process.begin(work)
+            else:
+                blow = self.rng.choice(blows)
+                self.log.append(blow.__name__)
+                blow(process)
             await self.plugin.asked_more(self.rng.choice([0, 0, 1, 1, 3, 6]), patience_s=0.012)
 
     async def bury_the_dead(self) -> None:
@@ -133,6 +146,10 @@ class Life:
             self.processes.append(Process(self))
         for process in self.processes:
             process.raise_what_failed()
+
+    @property
+    def window_and_around(self) -> TimeRange:
+        return TimeRange(self.window.start_ms - DAY_MS, self.window.end_ms + DAY_MS)
 
     def random_part(self) -> TimeRange:
         at = sorted(self.rng.randrange(-30, self.window.length_ms // MINUTE_MS + 30) for _ in range(2))
@@ -174,6 +191,9 @@ class Life:
     def crash(self, process: Process) -> None:
         process.database.die_before_step(self.rng.randrange(120))
 
+    def lose_connection(self, process: Process) -> None:
+        process.database.lose_connection_before_step(self.rng.randrange(60))
+
     def pass_time(self, process: Process) -> None:
         self.clock.advance(minutes=self.rng.choice([0.5, 1, 7, 31, 61, 180]))
 
@@ -205,11 +225,10 @@ class Life:
         rest_of_day_ms = max(0, Timeframe.D1.ceil(self.window.end_ms) - self.clock.now_ms())
         self.clock.advance(minutes=rest_of_day_ms / MINUTE_MS + 200)
         house = process.house
-        for job_id in self.jobs:
-            job = await house.backfills.job(job_id)
+        for job in await self.every_job(house):
             if job.state is JobState.PAUSED:
-                await house.backfills.resume(job_id)
-            await self.check_job(house, await asyncio.wait_for(house.finished(job_id), PATIENCE_S))
+                await house.backfills.resume(job.id)
+            await self.check_job(house, await asyncio.wait_for(house.finished(job.id), PATIENCE_S))
         last = await asyncio.wait_for(house.backfill(*self.window, *self.symbols), PATIENCE_S)
         assert last.state is JobState.DONE, last
         self.jobs[last.id] = self.window.end_ms
@@ -222,6 +241,10 @@ class Life:
         await house.store.settle()
         return process
 
+    async def every_job(self, house: House) -> list[Job]:
+        """All of this life, those included of which nobody was told since the process ended or the connection broke."""
+        return [job for job in await house.backfills.jobs(limit=50) if set(job.request.symbols) <= set(self.symbols)]
+
     async def check_job(self, house: House, job: Job) -> None:
         """Done means that the provider accounted for each minute that was final when the job was made."""
         progress = job.progress
@@ -230,12 +253,17 @@ class Life:
             return
         assert (progress.chunks_done, progress.chunks_failed, progress.percent) == (progress.chunks_total, 0, 100)
         start_ms, end_ms = (Timeframe.M1.ceil(ms) for ms in job.request.range)
-        part = TimeRange(start_ms, min(end_ms, self.jobs[job.id]))
+        part = RangeSet.of(start_ms, min(end_ms, self.jobs.get(job.id, 0)))
         for symbol in job.request.symbols:
             found = await house.store.find_series(Series("test", "scripted", symbol))
             assert found is not None
-            knowledge = await house.store.knowledge(found.id, Timeframe.M1, part)
-            assert knowledge.answered.covers(RangeSet((part,)))
+            known = await house.store.knowledge(found.id, Timeframe.M1, self.window_and_around)
+            # What lies before a first bar that was searched for by coarser bars.
+            searched = [await house.store.knowledge(found.id, tf, self.window_and_around) for tf in SEARCHED_BY]
+            accounted = known.answered | known.not_listed
+            for coarser in searched:
+                accounted |= coarser.answered
+            assert accounted.covers(part)
 
     async def check(self, house: House) -> None:
         for symbol in self.symbols:
@@ -247,8 +275,8 @@ class Life:
     async def open_chunks(self) -> int:
         """Chunks that somebody has yet to take up, or to be found dead over."""
         async with self.pool.connection() as db:
-            query = "SELECT count(*) FROM backfill_chunks WHERE job_id = ANY ($1) AND state IN ('queued', 'running')"
-            return int(await db.fetchval(query, list(self.jobs)))
+            query = "SELECT count(*) FROM backfill_chunks WHERE symbol = ANY ($1) AND state IN ('queued', 'running')"
+            return int(await db.fetchval(query, self.symbols))
 
     async def check_series(self, house: House, symbol: str) -> None:
         market = self.plugin.market[symbol]
@@ -263,8 +291,7 @@ class Life:
         async with self.pool.connection() as db:
             revisions = await db.fetchval("SELECT count(*) FROM bar_revisions WHERE series_id = $1", found.id)
             assert revisions == 0
-        jobs = [await house.backfills.job(job_id) for job_id in self.jobs]
-        written = sum(job.progress.bars_written for job in jobs)
+        written = sum(job.progress.bars_written for job in await self.every_job(house))
         assert written <= sum(map(len, self.plugin.market.values())), "doubled"
         await self.check_aggregates(house, found.id, symbol, market)
         await self.check_ledger(house, symbol, market)
@@ -305,6 +332,9 @@ async def run(seed: int, pool: DatabasePool, flavour: Flavour) -> None:
     finally:
         for process in life.processes:
             await process.end()
+        async with pool.connection() as db:
+            # Or the second looks of the next life would be at these.
+            await db.execute("DELETE FROM series")
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from domain.bar import Bar, fold, within
+from domain.errors import DatabaseUnavailableError
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import HOUR_MS, MINUTE_MS, Timeframe
 from plugins.base import (
@@ -53,11 +54,13 @@ class FaultyPlugin(ScriptedPlugin):
         mischief: float = 0.4,
         lag_ms: int = 0,
         tells: bool = False,
+        vouches: bool = False,
     ) -> None:
         capabilities = Capabilities(
             timeframes=(Timeframe.M1, Timeframe.H1, Timeframe.D1),
             bars_per_call=bars_per_call,
             calls_per_second=100_000,
+            vouches_empty=vouches,
         )
         super().__init__(minutes, capabilities=capabilities)
         self.mischief = mischief
@@ -123,7 +126,9 @@ class FaultyPlugin(ScriptedPlugin):
             wanted.start_ms, min(wanted.end_ms, timeframe.back(wanted.start_ms, -self.capabilities.bars_per_call))
         )
         covered = RangeSet((whole,))
-        bars = self._without_late(fault, (symbol, timeframe), within(bars, covered))
+        there = within(bars, covered)
+        bars = self._without_late(fault, (symbol, timeframe), there)
+        vouched = len(bars) == len(there)
         if fault in {"short", "beyond"}:
             covered = RangeSet.of(whole.start_ms, self._rng.choice(list(timeframe.starts(*whole))))
         elif fault == "nothing":
@@ -135,7 +140,7 @@ class FaultyPlugin(ScriptedPlugin):
         if fault == "beyond":
             given += [_bent(bar) for bar in within(bars, RangeSet((whole,)) - covered)]
         rejected = ("a row without a price",) if fault == "rejected" else ()
-        return Page(given, covered, rejected, venue_ms if self._tells else None)
+        return Page(given, covered, rejected, venue_ms if self._tells else None, vouched)
 
     def _bars_by(self, venue_ms: int, symbol: str, timeframe: Timeframe) -> list[Bar]:
         """The market up to the venue's present; the last bar may still be forming, and looks like it."""
@@ -162,16 +167,16 @@ def _bent(bar: Bar) -> Bar:
 class KilledProcess:
     """The way to the database of a process that ends, as by `kill -9`, before the n-th of its next steps.
 
-    A step is a statement, a commit, or the return from one. Dead, it reaches the database no more.
+    A step is a statement, a commit, or the return from one. Dead, it reaches the database no more. Instead of ending,
+    it may lose its connection there.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._steps_left: int | None = None
+        self._breaks = False
         self._victims: Callable[[], Iterable[asyncio.Task[Any]]] = tuple
         self.dead = False
-        #: Where it ended.
-        self.last_step = ""
 
     def dies_with(self, tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> None:
         """All that the process is."""
@@ -179,7 +184,10 @@ class KilledProcess:
 
     def die_before_step(self, steps: int | None) -> None:
         """None: live on."""
-        self._steps_left = steps
+        self._steps_left, self._breaks = steps, False
+
+    def lose_connection_before_step(self, steps: int) -> None:
+        self._steps_left, self._breaks = steps, True
 
     def die(self) -> None:
         self.dead = True
@@ -190,7 +198,9 @@ class KilledProcess:
         if self._steps_left is not None and not self.dead:
             self._steps_left -= 1
             if self._steps_left < 0:
-                self.last_step = what
+                self._steps_left = None
+                if self._breaks:
+                    raise DatabaseUnavailableError(f"the connection broke at {what}")
                 self.die()
         if self.dead:
             raise asyncio.CancelledError
