@@ -1,6 +1,7 @@
 """Bars from the provider itself. What it gives is stored first, and answered from the store."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import ClassVar
 
 from domain.clock import Clock
@@ -16,25 +17,29 @@ QUESTION = ErrandLimits(calls=100, seconds=12)
 #: For a look at where a provider's bars begin.
 PEEK = ErrandLimits(calls=1, seconds=12)
 
+#: How long a question waits for what is fetched of its series in the background; then both may ask for the same.
+BACKGROUND_PATIENCE_S = 2.0
+
 
 class PluginSource(DataSource):
     """Fetches what no other source knows: one upstream call for any number of equal questions at once."""
 
     name: ClassVar[str] = "provider"
 
-    def __init__(self, store: BarStore, local: Sequence[DataSource], clock: Clock, turns: Turns | None = None) -> None:
-        """Take the store, the sources that read it, the clock, and the turns that backfills take as well."""
+    def __init__(self, store: BarStore, local: Sequence[DataSource], clock: Clock, shared: Turns | None = None) -> None:
+        """Take the store, the sources that read it, the clock, and the turns that work in the background takes too."""
         self._store = store
         self._local = local
         self._clock = clock
         #: One fetch at a time for a series and timeframe; who waited finds the bars in the store.
-        self._turns = turns or Turns()
+        self._turns = Turns()
+        self._shared = shared or Turns()
 
     async def read(self, ask: Ask, wanted: RangeSet, trace: Trace) -> SourceAnswer:
         """Fetch and store what is missing, then answer from the store."""
         if ask.feed is None or ask.stored_only:
             return SourceAnswer()
-        async with self._turns.of((ask.series, ask.native)):
+        async with self._turn(ask):
             known = (await consult(self._local, ask, wanted, Trace())).known
             missing = await self._worth_asking(ask, wanted - known)
             fetched = bool(missing) and await self._fetch(ask, ask.feed, missing, trace)
@@ -43,6 +48,13 @@ class PluginSource(DataSource):
         for name in [self.name] if fetched and answer.bars else local.sources:
             trace.gave(name)
         return answer
+
+    @asynccontextmanager
+    async def _turn(self, ask: Ask) -> AsyncIterator[None]:
+        """Alone among the questions; what works in the background is waited for a little, as somebody waits here."""
+        key = (ask.series, ask.native)
+        async with self._turns.of(key), self._shared.of(key, patience_s=BACKGROUND_PATIENCE_S):
+            yield
 
     async def _worth_asking(self, ask: Ask, missing: RangeSet) -> RangeSet:
         """Leave out closed hours, what failed a moment ago, and what lies beyond the provider's memory."""
@@ -58,7 +70,7 @@ class PluginSource(DataSource):
         span = unknown.span
         if ask.feed is None or ask.stored_only or span is None:
             return False
-        async with self._turns.of((ask.series, ask.native)):
+        async with self._turn(ask):
             return await self._fetch(ask, ask.feed, RangeSet((span,)), Trace(), PEEK)
 
     async def _fetch(

@@ -396,3 +396,21 @@ async def test_old_jobs_are_forgotten_and_of_healing_ones_the_newest_ten_are_kep
         await db.execute("UPDATE backfill_jobs SET finished_at = now() - interval '91 days' WHERE id = $1", kept.id)
     await house.backfills.refresh()
     assert kept.id not in {job.id for job in await house.backfills.jobs()}
+
+
+async def test_a_query_does_not_sit_out_a_chunk_that_hangs(house: House) -> None:
+    """Its provider answers the query, and hangs for the job."""
+    hangs, honest = asyncio.Event(), house.plugin.fetch_page
+
+    async def first_call_hangs(symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+        if not hangs.is_set():
+            hangs.set()
+            await asyncio.sleep(3600)
+        return await honest(symbol, timeframe, wanted)
+
+    house.plugin.fetch_page = first_call_hangs  # type: ignore[method-assign]
+    await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    house.workers.open()
+    await asyncio.wait_for(hangs.wait(), 10)
+    answer = await asyncio.wait_for(house.bars(start_ms=DAY.end_ms - HOUR_MS, end_ms=DAY.end_ms, limit=60), 20)
+    assert answer.bars == [bar for bar in house.plugin.market["A/B"] if bar.ts >= DAY.end_ms - HOUR_MS]

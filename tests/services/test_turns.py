@@ -33,3 +33,20 @@ async def test_one_that_gives_up_waiting_leaves_the_turn_to_the_next() -> None:
     async with asyncio.timeout(1), turns.of("a"):
         pass
     assert not turns._locks
+
+
+async def test_past_his_patience_one_goes_on_and_leaves_the_turn_to_its_holder() -> None:
+    turns, order = Turns(), []
+    async with turns.of("key"):
+        async with turns.of("key", patience_s=0.01):
+            order.append("impatient")
+        third = asyncio.create_task(_takes(turns, order))
+        await asyncio.sleep(0.01)
+        order.append("holder")
+    await asyncio.wait_for(third, 5)
+    assert order == ["impatient", "holder", "third"]
+
+
+async def _takes(turns: Turns, order: list[str]) -> None:
+    async with turns.of("key", patience_s=5):
+        order.append("third")
