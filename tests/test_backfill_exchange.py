@@ -157,7 +157,7 @@ async def test_a_backfill_from_an_exchange_with_every_fault_loses_doubles_and_in
     seed: int, database_url: str, clock: ManualClock
 ) -> None:
     market = random_minutes(91 + seed, 8 * 1440, holes=0.03)
-    every = [*faults.LOUD, *faults.QUIET, faults.EMPTY, faults.ALL_NULL]
+    every: list[faults.Fault] = [*faults.LOUD, *faults.QUIET, faults.EMPTY, faults.ALL_NULL]
     async with BinanceLoopback({"BTCUSDT": market}, clock=clock) as exchange:
         exchange.faults.randomly(every, probability=0.4, seed=seed)
         async with product(database_url, exchange, clock) as services:

@@ -99,10 +99,15 @@ def say(word: str) -> None:
     print(word, flush=True)
 
 
+#: Set when the word to go on came in.
+awake = asyncio.Event()
+
+
 async def here() -> None:
     """Wait to be frozen, and for the word to go on."""
     say("here")
     await asyncio.to_thread(sys.stdin.readline)
+    awake.set()
 
 
 class FreezingChunks:
@@ -149,6 +154,8 @@ async def main(dsn: str, calls_file: str, mode: str) -> None:
     house = make_house(store, clock, plugin_for(mode, Path(calls_file)), lanes=1, lease_s=LEASE_S)
     async with house.workers.running():
         say("ready")
+        if mode in {FREEZE_IN_CALL, FREEZE_IN_TRANSACTION}:
+            await awake.wait()
         if mode == FREEZE_IN_CALL:
             async with asyncio.timeout(60):
                 while not house.workers.finished["refused"]:  # noqa: ASYNC110 - the count has no event
