@@ -17,7 +17,7 @@ from domain.bar import Bar, fold, within
 from domain.errors import ConflictError, DatabaseUnavailableError
 from domain.series import Series, Verdict
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
+from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
 from services import backfill_chunks
 from services.backfills import BackfillRequest, Job, JobState
 from services.bar_store import runs_of
@@ -327,7 +327,7 @@ async def run(seed: int, pool: DatabasePool, flavour: Flavour) -> None:
         survivor = await life.end_well()
         await life.check(survivor.house)
     except BaseException as exc:
-        exc.add_note(f"seed {seed}: {life.log}, met {life.plugin.met}, {HOUR_MS=}")
+        exc.add_note(f"seed {seed}: {life.log}, met {life.plugin.met}")
         raise
     finally:
         for process in life.processes:
