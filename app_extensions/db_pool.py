@@ -44,9 +44,21 @@ class DatabasePool:
     """Connections to one database. The constructor stores; `open()` connects; `close()` releases."""
 
     def __init__(
-        self, dsn: str, *, min_size: int = 1, max_size: int = 10, timeout_s: float = 30, connect_timeout_s: float = 5
+        self,
+        dsn: str,
+        *,
+        min_size: int = 1,
+        max_size: int = 10,
+        timeout_s: float = 30,
+        connect_timeout_s: float = 5,
+        idle_in_transaction_s: float = 20,
     ) -> None:
-        """Take where to connect; `timeout_s` bounds each command, `connect_timeout_s` each wait for a connection."""
+        """Take where to connect; `timeout_s` bounds each command, `connect_timeout_s` each wait for a connection.
+
+        `idle_in_transaction_s`: a transaction in which nothing happens for so long is ended by the server, since its
+        process is frozen, and others may wait for its locks.
+        """
+        self._idle_in_transaction_s = idle_in_transaction_s
         self._dsn = dsn
         self._min_size = min_size
         self._max_size = max_size
@@ -67,7 +79,11 @@ class DatabasePool:
                 timeout=self._connect_timeout_s,
                 init=prepare_connection,
                 reset=self._reset,
-                server_settings={"application_name": "candlery", "timezone": "UTC"},
+                server_settings={
+                    "application_name": "candlery",
+                    "timezone": "UTC",
+                    "idle_in_transaction_session_timeout": f"{int(self._idle_in_transaction_s * 1000)}ms",
+                },
             )
         except (*_UNREACHABLE, asyncpg.PostgresError) as exc:
             raise DatabaseUnavailableError(f"The database cannot be reached: {exc or type(exc).__name__}") from exc

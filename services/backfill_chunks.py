@@ -11,9 +11,10 @@ from typing import NamedTuple
 from domain.bar import Bar
 from domain.errors import CandleryError
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import Timeframe
+from domain.timeframe import MINUTE_MS, Timeframe
 from services.backfills import JobState
 from services.bar_store import BarStore
+from services.coverage import CONFIRM_AFTER_MS
 from services.database import Connection
 from services.sql import load_queries
 
@@ -84,15 +85,23 @@ class ChunkStore:
         at, fence, series_id, symbol, kind, starts, ends, attempts, faults = row
         return Claim(job_id, at, fence, series_id, symbol, kind, TimeRange(starts, ends), attempts, faults)
 
-    async def finish(self, claim: Claim, *, skip_before_ms: int | None = None) -> None:
-        """The chunk is done with nothing (more) to write.
+    async def finish(self, claim: Claim) -> None:
+        """The chunk is done with nothing (more) to write."""
+        async with self._database.transaction() as db:
+            await self.hold(db, claim)
+            await self.mark_done(db, claim, 0)
 
-        `skip_before_ms`: the symbol's minutes before it need not be fetched by this job.
+    async def finish_search(self, claim: Claim, first_ms: int, unproven: RangeSet) -> None:
+        """The symbol's first bar was found: the chunks before it are done, too.
+
+        `unproven`: minutes before it that are not known to have none; they are asked for in the background, unless
+        the second look at the emptiness, which comes first, proves it.
         """
         async with self._database.transaction() as db:
             await self.hold(db, claim)
-            if skip_before_ms is not None:
-                await db.execute(self._sql["skip_before"], claim.job_id, claim.series_id, skip_before_ms)
+            await db.execute(self._sql["skip_before"], claim.job_id, claim.series_id, first_ms)
+            if unproven:
+                await self.store.wish_in(db, claim.series_id, unproven, after_ms=CONFIRM_AFTER_MS + 10 * MINUTE_MS)
             await self.mark_done(db, claim, 0)
 
     async def put_back(self, claim: Claim, why: str | None, *, rest_s: float) -> None:
@@ -128,14 +137,14 @@ class ChunkStore:
             await db.execute(self._sql["give_up_queued"], claim.job_id, None if whole_job else claim.series_id, why)
 
     async def keep_lease(self, chunk_ids: Sequence[int], *, sure: bool) -> None:
-        """Sign of life: extend the leases, hand on what others left behind, and say that somebody works.
+        """Sign of life: extend the leases, say that somebody works, and hand on what others left behind.
 
         `sure=False`: hand on claims of this owner's, too, that it does not know of.
         """
-        async with self._database.transaction() as db:
+        async with self._database.connection() as db:
             await db.execute(self._sql["extend"], self.owner, self.lease_s, list(chunk_ids))
-            await db.execute(self._sql["hand_on"], None if sure else self.owner, list(chunk_ids))
             await db.execute(self._sql["seen"], self.owner)
+            await db.execute(self._sql["hand_on"], None if sure else self.owner, list(chunk_ids))
 
     async def sign_off(self) -> None:
         """This owner works no more."""

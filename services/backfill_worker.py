@@ -13,6 +13,7 @@ from uuid import uuid4
 from domain.clock import Clock
 from domain.errors import CandleryError, DatabaseUnavailableError, UnknownNameError, UnsupportedTimeframeError
 from domain.series import Series
+from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import (
     AuthenticationPluginError,
@@ -240,8 +241,13 @@ class BackfillWorkers:
         timeframe = search_timeframe(listing.feed.capabilities)
         async with self._turns.of((listing.series, timeframe)):
             found = await self._listings.first_bar(listing.feed, listing.stored, claim.symbol, claim.range)
-        first_ms = None if found.first_ms is None else min(found.first_ms, claim.range.end_ms)
-        await self._chunks.finish(claim, skip_before_ms=first_ms)
+        if found.first_ms is None or found.first_ms <= claim.range.start_ms:
+            await self._chunks.finish(claim)
+        else:
+            first_ms = min(found.first_ms, claim.range.end_ms)
+            before = TimeRange(claim.range.start_ms, first_ms)
+            unproven = RangeSet() if found.settled else await self._planner.missing(listing, before)
+            await self._chunks.finish_search(claim, first_ms, unproven)
         self.finished["done"] += 1
 
     async def _fetch(self, claim: Claim, listing: Listing) -> None:

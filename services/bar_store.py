@@ -159,6 +159,12 @@ class BarStore:
         self.bars_written += written.written
         self.bars_revised += written.revised
 
+    async def wish_in(self, db: Connection, series_id: int, ranges: RangeSet, *, after_ms: int) -> None:
+        """Have minutes that nobody asked for asked for in the background, but not within `after_ms` from now."""
+        await db.fetchval(self._series_sql["lock"], series_id)
+        now_ms = self._clock.now_ms()
+        await self.ledger.wish(db, series_id, Timeframe.M1, ranges, now_ms=now_ms, due_ms=now_ms + after_ms)
+
     async def settle(self) -> None:
         """Rebuild what aggregates are still owed. What fails stays queued, and readers do without it meanwhile."""
         try:

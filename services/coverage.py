@@ -170,7 +170,7 @@ def with_recheck(checks: Iterable[Check], ranges: RangeSet, *, due_by_ms: int, r
     return _joined(sorted(out))
 
 
-def with_wish(checks: Iterable[Check], ranges: RangeSet, now_ms: int) -> list[Check]:
+def with_wish(checks: Iterable[Check], ranges: RangeSet, now_ms: int, *, due_ms: int) -> list[Check]:
     """The asks, and marks on what of `ranges` was never answered that it is to be asked for in the background."""
     out: list[Check] = []
     fresh = ranges
@@ -182,7 +182,7 @@ def with_wish(checks: Iterable[Check], ranges: RangeSet, now_ms: int) -> list[Ch
             continue
         out += (check._replace(range=part) for part in own - ranges)
         out += (check._replace(range=part, recheck_ms=now_ms + RECHECK_PAUSE_MS) for part in own & ranges)
-    out += (Check(part, False, 0, now_ms, now_ms, None, now_ms) for part in fresh)
+    out += (Check(part, False, 0, now_ms, now_ms, None, due_ms) for part in fresh)
     return _joined(sorted(out))
 
 
@@ -323,13 +323,21 @@ class CoverageLedger:
             await self._replace(db, series_id, timeframe, old, new)
 
     async def wish(
-        self, db: Connection, series_id: int, timeframe: Timeframe, ranges: RangeSet, *, now_ms: int
+        self,
+        db: Connection,
+        series_id: int,
+        timeframe: Timeframe,
+        ranges: RangeSet,
+        *,
+        now_ms: int,
+        due_ms: int | None = None,
     ) -> None:
-        """Have what of `ranges` was never answered asked for in the background."""
+        """Have what of `ranges` was never answered asked for in the background, from `due_ms` (now) on."""
         span = ranges.span
         if span is not None:
             old = await self._checks(db, series_id, timeframe, span)
-            await self._replace(db, series_id, timeframe, old, with_wish(old, ranges, now_ms))
+            due_ms = now_ms if due_ms is None else due_ms
+            await self._replace(db, series_id, timeframe, old, with_wish(old, ranges, now_ms, due_ms=due_ms))
 
     async def not_listed(self, db: Connection, series_id: int, timeframe: Timeframe, ranges: RangeSet) -> None:
         """Record that the symbol did not trade yet."""

@@ -123,6 +123,9 @@ class TimescaleRollups(Rollups):
 
     #: Serialises refreshes among processes: overlapping ones of one aggregate error out since TimescaleDB 2.26.3.
     LOCK = 0x0CA_2D1E
+    #: How often the lock is tried for, and the pause between, in seconds.
+    PATIENCE = 30
+    PAUSE_S = 0.1
 
     def __init__(self, database: Database, clock: Clock) -> None:
         """Take where refreshes run, and the clock that tells which buckets have ended."""
@@ -149,13 +152,24 @@ class TimescaleRollups(Rollups):
         await db.execute(self._sql["enqueue"], NO_SERIES, 0, before_ms)
 
     async def settle(self) -> None:
-        """Refresh every level over the queued windows, then take them off the queue."""
+        """Refresh every level over the queued windows, then take them off the queue.
+
+        Where another process is at it for long (or frozen in it), what is queued is left to the next time.
+        """
         async with self._turn, self._database.connection() as db:
-            await db.execute("SELECT pg_advisory_lock($1)", self.LOCK)
+            if not await self._locked(db):
+                return
             try:
                 await self._drain(db)
             finally:
                 await db.execute("SELECT pg_advisory_unlock($1)", self.LOCK)
+
+    async def _locked(self, db: Connection) -> bool:
+        for _ in range(self.PATIENCE):
+            if await db.fetchval("SELECT pg_try_advisory_lock($1)", self.LOCK):
+                return True
+            await asyncio.sleep(self.PAUSE_S)
+        return False
 
     async def _drain(self, db: Connection) -> None:
         today = Timeframe.D1.floor(self._clock.now_ms())

@@ -25,6 +25,7 @@ from services.coverage import CoverageLedger
 from tests.conftest import store_on
 from tests.support.backfill_child import (
     FREEZE_IN_CALL,
+    FREEZE_IN_TRANSACTION,
     LEASE_S,
     MARKET,
     MEET,
@@ -171,7 +172,7 @@ async def test_two_processes_share_one_job_and_each_chunk_is_asked_for_once(data
         assert pids == {one.process.pid, other.process.pid}
 
 
-@pytest.mark.parametrize("moment", [FREEZE_IN_CALL])
+@pytest.mark.parametrize("moment", [FREEZE_IN_CALL, FREEZE_IN_TRANSACTION])
 async def test_a_process_that_was_frozen_is_refused_when_it_comes_back_late(
     moment: str, database_url: str, tmp_path: Path
 ) -> None:

@@ -186,7 +186,7 @@ def test_only_what_is_due_is_put_off() -> None:
 
 
 def test_what_is_only_marked_to_be_asked_for_was_never_fetched() -> None:
-    checks = with_wish(with_ask([], RangeSet.of(0, 10), answered=True, now_ms=0), RangeSet.of(5, 20), 7)
+    checks = with_wish(with_ask([], RangeSet.of(0, 10), answered=True, now_ms=0), RangeSet.of(5, 20), 7, due_ms=7)
     assert [(c.range, c.attempts, c.recheck_ms) for c in checks] == [
         (TimeRange(0, 10), 1, HOUR_MS),
         (TimeRange(10, 20), 0, 7),
@@ -202,7 +202,7 @@ def test_what_is_only_marked_to_be_asked_for_was_never_fetched() -> None:
 
 def test_what_failed_is_asked_for_again_in_the_background_where_that_is_wished() -> None:
     checks = with_ask([], RangeSet.of(0, 10), answered=False, now_ms=0, error="down")
-    checks = with_wish(checks, RangeSet.of(5, 10), 7)
+    checks = with_wish(checks, RangeSet.of(5, 10), 7, due_ms=7)
     assert [(tuple(c.range), c.attempts, c.recheck_ms) for c in checks] == [
         ((0, 5), 1, None),
         ((5, 10), 1, 7 + HOUR_MS),

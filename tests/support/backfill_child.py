@@ -146,7 +146,9 @@ def prepare(mode: str) -> None:
 async def main(dsn: str, calls_file: str, mode: str) -> None:
     prepare(mode)
     clock = ManualClock(NOW_MS)
-    pool = DatabasePool(dsn, min_size=1, max_size=1 if mode in STEPS else 4, connect_timeout_s=30)
+    pool = DatabasePool(
+        dsn, min_size=1, max_size=1 if mode in STEPS else 4, connect_timeout_s=30, idle_in_transaction_s=2
+    )
     await pool.open()
     flavour = await migrate(pool)
     rollups = TimescaleRollups(pool, clock) if flavour is Flavour.TIMESCALEDB else PlainRollups()

@@ -120,7 +120,12 @@ UPDATE backfill_chunks
 SET state = CASE (SELECT j.state FROM backfill_jobs j WHERE j.id = job_id FOR SHARE)
             WHEN 'cancelled' THEN 'cancelled' ELSE 'queued' END,
     owner = NULL, leased_until = NULL
-WHERE state = 'running' AND (leased_until < clock_timestamp() OR (owner = $1 AND id <> ALL ($2::bigint[])));
+WHERE id IN (
+    SELECT id FROM backfill_chunks
+    WHERE state = 'running' AND (leased_until < clock_timestamp() OR (owner = $1 AND id <> ALL ($2::bigint[])))
+    -- Whoever is about to commit one right now keeps it.
+    FOR UPDATE SKIP LOCKED
+);
 
 -- name: seen
 INSERT INTO backfill_workers (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp();
