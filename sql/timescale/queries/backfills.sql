@@ -28,7 +28,8 @@ SELECT $1, * FROM unnest($2::integer[], $3::text[], $4::text[], $5::integer[], $
 -- Jobs that have something to do now, operators' first, then the oldest.
 SELECT id, market, provider FROM backfill_jobs j
 WHERE state IN ('queued', 'running') AND id <> ALL ($1::text[]) AND (
-    EXISTS (SELECT 1 FROM backfill_chunks c JOIN backfill_series s USING (job_id, series_id)
+    EXISTS (SELECT 1 FROM backfill_series a WHERE a.job_id = j.id AND a.rests_until <= clock_timestamp())
+    AND EXISTS (SELECT 1 FROM backfill_chunks c JOIN backfill_series s USING (job_id, series_id)
             WHERE c.job_id = j.id AND c.state = 'queued'
               AND c.rests_until <= clock_timestamp() AND s.rests_until <= clock_timestamp()
               AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id AND o.state = 'running'
@@ -51,6 +52,8 @@ WITH candidate AS (
     JOIN backfill_series s USING (job_id, series_id)
     WHERE c.job_id = $1 AND c.state = 'queued' AND c.rests_until <= clock_timestamp()
       AND s.rests_until <= clock_timestamp()
+      -- Else every chunk would be looked at where all symbols rest.
+      AND EXISTS (SELECT 1 FROM backfill_series WHERE job_id = $1 AND rests_until <= clock_timestamp())
       AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id AND o.state = 'running'
                       AND o.starts < c.ends AND o.ends > c.starts)
     ORDER BY c.place LIMIT 1
