@@ -176,7 +176,7 @@ def _job(row: Any, errors: Sequence[JobError]) -> Job:
         request=request,
         progress=_progress(row, state),
         errors=tuple(errors[:ERRORS_SHOWN]),
-        error_count=row["failed"] + len(row["bad_symbols"]),
+        error_count=row["troubled"] + len(row["bad_symbols"]),
         created_ms=row["created_at"],
         started_ms=row["started_at"],
         finished_ms=row["finished_at"],

@@ -129,7 +129,8 @@ class Feed:
     def _again(self, state: RetryCallState) -> None:
         self.retries += 1
         exc = state.outcome.exception() if state.outcome else None
-        log.info("provider call failed (try %d), trying again: %s", state.attempt_number, exc)
+        provider = self.plugin.config.provider
+        log.info("%s: call failed (try %d), trying again: %s", provider, state.attempt_number, exc)
 
 
 def _worth_another_try(exc: BaseException, patience_s: float) -> bool:

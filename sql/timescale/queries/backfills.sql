@@ -180,12 +180,13 @@ UPDATE backfill_series SET faults = 0, rests_until = '-infinity' WHERE job_id = 
 
 -- name: jobs
 -- The job $1, or (NULL) the newest $2, with their chunks counted.
-SELECT j.*, c.total, c.done, c.failed, c.bars, c.recent,
+SELECT j.*, c.total, c.done, c.failed, c.troubled, c.bars, c.recent,
        extract(epoch FROM clock_timestamp() - j.started_at)::float8 AS running_s
 FROM backfill_jobs j
 CROSS JOIN LATERAL (
     SELECT count(*) AS total, count(*) FILTER (WHERE state = 'done') AS done,
            count(*) FILTER (WHERE state = 'failed') AS failed, coalesce(sum(bars), 0) AS bars,
+           count(*) FILTER (WHERE error IS NOT NULL AND state IN ('failed', 'queued', 'running')) AS troubled,
            count(*) FILTER (WHERE finished_at > clock_timestamp() - interval '30 seconds') AS recent
     FROM backfill_chunks WHERE job_id = j.id
 ) c
