@@ -90,8 +90,10 @@ def _watched_class(exchange_id: str) -> Any:
     return type(exchange_id, (Watched, exchange), {})
 
 
-def make_exchange(config: PluginConfig) -> Any:
+def make_exchange(config: PluginConfig, *, kind: Any = None) -> Any:
     """An exchange of CCXT, set up and not connected. Imports CCXT, which takes a while at first.
+
+    `kind` is another class of the same exchange than the one that can be watched.
 
     Raises:
         Exception: whatever CCXT makes of wrong options.
@@ -102,7 +104,7 @@ def make_exchange(config: PluginConfig) -> Any:
     if config.credentials.password:
         settings["password"] = config.credentials.password
     # CCXT merges deeply, and changes what it was given later on.
-    exchange = _watched_class(config.provider)(settings | copy.deepcopy(dict(config.options)))
+    exchange = (kind or _watched_class(config.provider))(settings | copy.deepcopy(dict(config.options)))
     if config.sandbox:
         _enter_sandbox(exchange)
     return exchange

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from domain.time_range import TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import (
     Capabilities,
+    LiveBars,
     MarketPlugin,
     Page,
     PluginConfig,
@@ -21,6 +22,7 @@ from plugins.base import (
 )
 from plugins.ccxt_client import Answer, make_exchange, watched
 from plugins.ccxt_errors import translate, venue_ms
+from plugins.ccxt_live import Streams
 from plugins.ccxt_markets import MarketMap
 from plugins.ccxt_paging import Ask, plan, read_page
 from plugins.ccxt_rules import (
@@ -32,6 +34,7 @@ from plugins.ccxt_rules import (
     rules_of,
     usable_timeframes,
 )
+from plugins.ccxt_stream import make_stream
 
 #: How long after its end a bar may still change.
 _SETTLE_MS = 2_000
@@ -54,6 +57,7 @@ class CryptoPlugin(MarketPlugin):
         self._exchange: Any = None
         self._markets: MarketMap | None = None
         self._capabilities: Capabilities | None = None
+        self._streams: Streams | None = None
         #: Time of the latest bar seen by symbol and timeframe: an answer that denies it is wrong.
         self._latest_ms: dict[tuple[str, Timeframe], int] = {}
 
@@ -95,16 +99,21 @@ class CryptoPlugin(MarketPlugin):
                 return
             try:
                 exchange = await asyncio.to_thread(make_exchange, self.config)
+                streams = await asyncio.to_thread(make_stream, self.config) is not None
             except Exception as exc:
                 raise _setup_error(self.config.provider, exc) from exc
             self._exchange = exchange
             self._markets = MarketMap(exchange, self._fetch_markets)
-            self._capabilities = _capabilities(exchange, self._rules)
+            self._capabilities = _capabilities(exchange, self._rules, streams=streams)
+            self._streams = Streams(self.config)
 
     async def close(self) -> None:
-        """Close the exchange's connections."""
+        """Close the exchange's connections; whoever listens to a stream gets an error."""
         async with self._turn:
             exchange, self._exchange, self._markets = self._exchange, None, None
+            streams, self._streams = self._streams, None
+            if streams is not None:
+                await streams.close()
             if exchange is not None:
                 await exchange.close()
 
@@ -125,6 +134,18 @@ class CryptoPlugin(MarketPlugin):
             since_ms, params = ask.window.start_ms, self._params(ask)
             rows = await exchange.fetch_ohlcv(symbol, timeframe.value, since_ms, ask.limit, params)
         return self._page(symbol, ask, rows, answer)
+
+    async def live_minutes(self, symbol: str) -> AsyncGenerator[LiveBars, None]:
+        """Minutes of a symbol as they form; all symbols share one connection, where the exchange lets them."""
+        if symbol not in await self.fetch_symbols():
+            raise SymbolNotFoundPluginError(f"{self.config.provider} has no symbol {symbol!r}")
+        if self.capabilities.live != "stream":
+            raise PluginFeatureNotSupportedError(f"{self.config.provider} has no stream of minutes")
+        if self._streams is None:
+            raise PluginError(f"{self.config.provider} is not open")
+        async with aclosing(self._streams.minutes(symbol, self._exchange)) as minutes:
+            async for told in minutes:
+                yield told
 
     def _plan(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Ask:
         market = self._exchange.markets[symbol]
@@ -169,7 +190,7 @@ def _setup_error(provider: str, exc: Exception) -> PluginError:
     return error if type(error) is PluginFeatureNotSupportedError else PluginError(f"{provider}: {error.detail}")
 
 
-def _capabilities(exchange: Any, rules: VenueRules) -> Capabilities:
+def _capabilities(exchange: Any, rules: VenueRules, *, streams: bool) -> Capabilities:
     has_bars = exchange.has.get("fetchOHLCV") is True
     cap = min(rules.cap, _documented_cap(exchange, {"spot": True}) or rules.cap)
     limited = bool(exchange.enableRateLimit) and exchange.rateLimit > 0
@@ -179,6 +200,7 @@ def _capabilities(exchange: Any, rules: VenueRules) -> Capabilities:
         history_bars=rules.history_bars,
         settle_ms=_SETTLE_MS,
         calls_per_second=1000 / exchange.rateLimit if limited else _UNLIMITED_PER_S,
+        live="stream" if streams else "poll",
     )
 
 

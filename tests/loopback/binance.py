@@ -1,4 +1,4 @@
-"""A Binance of one's own: spot REST with its caps, codes and columns.
+"""A Binance of one's own: spot REST with its caps, codes and columns, and its stream of minutes.
 
 As a program it serves recorded minutes: `python -m tests.loopback.binance --csv FILE --symbol BTCBUSD --port 9000`.
 """
@@ -15,6 +15,7 @@ from aiohttp import web
 from domain.bar import Bar
 from domain.clock import Clock
 from domain.timeframe import DAY_MS, Timeframe
+from tests.loopback.binance_stream import BinanceStream
 from tests.loopback.exchange import Listed, LoopbackExchange, RefusalError, decimal, listed
 from tests.loopback.faults import Rows
 
@@ -38,6 +39,8 @@ class BinanceLoopback(LoopbackExchange):
         super().__init__(bars, symbols=symbols or listed(*PAIRS), clock=clock)
         #: A recorded answer to serve instead of the small one made up here.
         self.exchange_info = exchange_info
+        #: Its WebSocket.
+        self.stream = BinanceStream(self)
 
     @property
     def provider(self) -> str:
@@ -46,6 +49,8 @@ class BinanceLoopback(LoopbackExchange):
     @property
     def ccxt_urls(self) -> dict[str, object]:
         url = self.url
+        # CCXT tells spot from futures by the path.
+        stream = f"{url.replace('http', 'ws', 1)}/stream/ws"
         return {
             "urls": {
                 "api": {
@@ -53,6 +58,7 @@ class BinanceLoopback(LoopbackExchange):
                     "private": f"{url}/api/v3",
                     "v1": f"{url}/api/v1",
                     "sapi": f"{url}/sapi/v1",
+                    "ws": {"spot": stream, "margin": stream},
                 }
             },
             "options": {"defaultType": "spot", "fetchMarkets": {"types": ["spot"]}, "fetchCurrencies": False},
@@ -64,6 +70,7 @@ class BinanceLoopback(LoopbackExchange):
         router.add_get("/api/v3/exchangeInfo", self._exchange_info)
         router.add_get("/api/v3/klines", self._klines)
         router.add_get("/api/v3/ticker/24hr", self._ticker)
+        router.add_get("/stream/ws/{number}", self.stream.serve)
 
     async def _ping(self, request: web.Request) -> web.Response:
         return web.json_response({})

@@ -37,7 +37,9 @@ class KrakenLoopback(LoopbackExchange):
 
     @property
     def ccxt_urls(self) -> dict[str, object]:
-        return {"urls": {"api": {"public": self.url}}}
+        # There is no stream; a client that wants one is refused here and asks nobody else.
+        stream = f"{self.url.replace('http', 'ws', 1)}/none"
+        return {"urls": {"api": {"public": self.url, "ws": {"public": stream, "publicV2": stream}}}}
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_get("/0/public/AssetPairs", self._pairs)

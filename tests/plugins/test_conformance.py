@@ -142,6 +142,7 @@ async def binance() -> AsyncIterator[Case]:
             fail_listing=lambda n: venue.listing_faults.next(exchange_faults.LOUD[n]),
             failures=len(exchange_faults.LOUD),
             hang=lambda: venue.faults.next(exchange_faults.HANG),
+            stir=lambda: venue.stream.chatting("BTCUSDT", minutes(600)),
         )
 
 
