@@ -1,4 +1,4 @@
-"""Alpaca Market Data v2: bars of US stocks and of crypto pairs over REST.
+"""Alpaca Market Data v2: bars of US stocks and of crypto pairs, over REST and as they are streamed.
 
 Facts from outside, and where they are from:
 
@@ -18,7 +18,8 @@ Facts from outside, and where they are from:
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,10 +29,13 @@ import msgspec
 from domain.clock import SystemClock
 from domain.time_range import TimeRange
 from domain.timeframe import Timeframe
+from plugins.alpaca_line import Access
+from plugins.alpaca_live import AlpacaStream
 from plugins.alpaca_rows import RowReader, new_york_midnight, rfc3339, to_session_time
 from plugins.base import (
     AuthenticationPluginError,
     Capabilities,
+    LiveBars,
     MarketPlugin,
     NetworkPluginError,
     Page,
@@ -65,6 +69,8 @@ _EMPTY_PAGES = 5
 _LONGEST_WAIT_S = 3_600.0
 _KEYS = "CANDLERY_ALPACA_KEY_ID and CANDLERY_ALPACA_SECRET_KEY"
 _QUOTES = ("USDT", "USDC", "USD", "BTC")
+#: Feeds whose stream is not under `/v2` (https://docs.alpaca.markets/docs/real-time-stock-pricing-data).
+_BETA_FEEDS = frozenset({"boats", "overnight"})
 
 
 class _Market(NamedTuple):
@@ -84,7 +90,7 @@ def _capabilities(timeframes: Sequence[Timeframe], folds_below: Timeframe | None
         folds_below=folds_below,
         settle_ms=60_000,
         calls_per_second=200 / 60,
-        live="poll",
+        live="stream",
     )
 
 
@@ -119,6 +125,8 @@ class AlpacaPlugin(MarketPlugin):
         self._trading_url = str(config.options.get("trading_url") or "https://paper-api.alpaca.markets").rstrip("/")
         self._feed = str(config.options.get("feed") or "iex")
         self._session: aiohttp.ClientSession | None = None
+        access = Access(self._stream_url(), config.credentials, config.timeout_s, self._scrubbed)
+        self._stream = AlpacaStream(access)
 
     @classmethod
     def get_plugin_key(cls) -> str:
@@ -146,15 +154,17 @@ class AlpacaPlugin(MarketPlugin):
         return self._market.capabilities
 
     async def open(self) -> None:
-        """Make the HTTP session; nothing is asked."""
+        """Make the HTTP sessions; nothing is asked."""
         import aiohttp  # noqa: PLC0415 - a third of a second that only those pay who use it
 
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=self.config.timeout_s)
             self._session = aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        self._stream.open()
 
     async def close(self) -> None:
-        """Close the HTTP session."""
+        """End the stream, and close the HTTP sessions."""
+        await self._stream.close()
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -205,6 +215,23 @@ class AlpacaPlugin(MarketPlugin):
             # A session date ends with New York's day, hours after UTC's.
             venue_ms = to_session_time(SystemClock().now_ms() if venue_ms is None else venue_ms)
         return Page(page.bars, page.covered, page.rejected, venue_ms)
+
+    async def live_minutes(self, symbol: str) -> AsyncGenerator[LiveBars, None]:
+        """Each minute once it is over, and again where late trades changed it; one connection for all symbols.
+
+        Raises:
+            PluginError: the stream has ended. RateLimitPluginError: the account's only connection is in use.
+        """
+        self._auth_headers()
+        async with aclosing(self._stream.minutes(symbol)) as minutes:
+            async for told in minutes:
+                yield told
+
+    def _stream_url(self) -> str:
+        base = str(self.config.options.get("stream_url") or "wss://stream.data.alpaca.markets").rstrip("/")
+        if self._market.asset_class == "crypto":
+            return f"{base}/v1beta3/crypto/us"
+        return f"{base}/{'v1beta1' if self._feed in _BETA_FEEDS else 'v2'}/{self._feed}"
 
     def _bars_params(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> dict[str, str]:
         start_ms, end_ms = wanted

@@ -73,6 +73,12 @@ class RowReader:
         self._bars.pop(bucket_ms, None)
 
 
+def minute_of(row: object) -> Bar | str:
+    """The minute that a row of the stream holds, or what is wrong with it."""
+    ts_ms = _time_of(row, Timeframe.M1)
+    return f"no time in {str(row)[:80]}" if ts_ms is None else _bar(ts_ms, row, Timeframe.M1)
+
+
 def _time_of(row: object, timeframe: Timeframe) -> int | None:
     """When the row's bucket begins; a date at 00:00 UTC for daily bars."""
     stamp = row.get("t") if isinstance(row, dict) else None

@@ -32,6 +32,7 @@ from plugins.demo import DemoPlugin
 from tests.loopback import alpaca
 from tests.loopback import faults as exchange_faults
 from tests.loopback.alpaca import AlpacaLoopback
+from tests.loopback.alpaca_stream import AlpacaStreamLoopback
 from tests.loopback.binance import BinanceLoopback
 
 #: Monday, 2024-01-08, 15:00 UTC.
@@ -90,9 +91,12 @@ def alpaca_case(market: str, symbol: str) -> Callable[[], AbstractAsyncContextMa
     @asynccontextmanager
     async def case() -> AsyncIterator[Case]:
         daily = [Bar(DAY + n * DAY_MS, 10, 20, 5, 11, 1000) for n in range(4)]
-        async with AlpacaLoopback(
-            stocks={symbol: minutes(300)}, crypto={symbol: minutes(300)}, daily={symbol: daily}
-        ) as venue:
+        async with (
+            AlpacaLoopback(
+                stocks={symbol: minutes(300)}, crypto={symbol: minutes(300)}, daily={symbol: daily}
+            ) as venue,
+            AlpacaStreamLoopback(symbols={symbol}) as stream,
+        ):
             venue.page_rows = 50
             faults = [
                 alpaca.says(401, {"message": "unauthorized"}),
@@ -107,7 +111,9 @@ def alpaca_case(market: str, symbol: str) -> Callable[[], AbstractAsyncContextMa
                 alpaca.drops_within_the_body,
             ]
             config = PluginConfig(
-                provider="alpaca", credentials=Credentials(KEY, SECRET), options={**venue.options, "market": market}
+                provider="alpaca",
+                credentials=Credentials(KEY, SECRET),
+                options={**venue.options, **stream.options, "market": market},
             )
             yield Case(
                 AlpacaPlugin,
@@ -119,6 +125,7 @@ def alpaca_case(market: str, symbol: str) -> Callable[[], AbstractAsyncContextMa
                 fail_listing=lambda n: venue.faults.append(faults[n]),
                 failures=len(faults),
                 hang=lambda: venue.faults.append(alpaca.hangs),
+                stir=lambda: stream.chatting(symbol, minutes(600)),
             )
 
     return case
