@@ -15,6 +15,8 @@ SHORT_ID = 8
 #: Gaps whose times a plan shows for a symbol, and errors that a report shows; the rest are counted.
 GAPS_SHOWN = 3
 ERRORS_SHOWN = 20
+#: From so many columns on a list of jobs shows their times.
+_WIDE = 120
 #: Symbols that a line of the list names.
 SYMBOLS_SHOWN = 3
 
@@ -128,18 +130,22 @@ def _gap_lines(plan: SymbolPlan) -> str:
 
 
 def print_jobs(out: Console, jobs: Iterable[Job]) -> None:
-    """A line a job."""
-    table = Table("id", "state", "series", "from (UTC)", "to (UTC)")
+    """A line a job; on a narrow terminal the series are cut and the least is left out, never the id."""
+    wide = out.width >= _WIDE
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("series", no_wrap=True, overflow="ellipsis")
+    for name in ("from (UTC)", "to (UTC)", "made (UTC)") if wide else ():
+        table.add_column(name, no_wrap=True)
     for name in ("done", "chunks", "bars", "errors"):
-        table.add_column(name, justify="right")
-    table.add_column("made (UTC)")
+        table.add_column(name, justify="right", no_wrap=True)
     for job in jobs:
         progress = job.progress
-        start, end = (utc_minute(ts_ms) for ts_ms in job.request.range)
+        times = (*job.request.range, job.created_ms) if wide else ()
         table.add_row(
-            *(short(job.id), _state(job), _series(job), start, end, percent(job)),
+            *(short(job.id), _state(job), _series(job), *map(utc_minute, times), percent(job)),
             *(f"{progress.chunks_total:,}", f"{progress.bars_written:,}", f"{job.error_count:,}"),
-            utc_minute(job.created_ms),
         )
     out.print(table)
 

@@ -136,15 +136,18 @@ class ChunkStore:
             await db.execute(self._sql["give_up"], claim.id, why)
             await db.execute(self._sql["give_up_queued"], claim.job_id, None if whole_job else claim.series_id, why)
 
-    async def keep_lease(self, chunk_ids: Sequence[int], *, sure: bool) -> None:
+    async def keep_lease(self, chunk_ids: Sequence[int], *, sure: bool) -> set[int]:
         """Sign of life: extend the leases, say that somebody works, and hand on what others left behind.
+
+        The chunks that are still this owner's.
 
         `sure=False`: hand on claims of this owner's, too, that it does not know of.
         """
         async with self._database.connection() as db:
-            await db.execute(self._sql["extend"], self.owner, self.lease_s, list(chunk_ids))
+            kept = await db.fetch(self._sql["extend"], self.owner, self.lease_s, list(chunk_ids))
             await db.execute(self._sql["seen"], self.owner)
             await db.execute(self._sql["hand_on"], None if sure else self.owner, list(chunk_ids))
+        return {row["id"] for row in kept}
 
     async def sign_off(self) -> None:
         """This owner works no more."""

@@ -5,8 +5,10 @@ A process has at most one chunk of a job in flight, so that its sudden end costs
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -45,6 +47,7 @@ POLL_S = 1.0
 #: How often aggregates are rebuilt while chunks come in; readers fold what is owed from the minutes meanwhile.
 SETTLE_S = 2.0
 _STOP_S = 2.0
+_LOST = float("-inf")
 _NOT_CLOSED = "the provider has not closed these minutes yet"
 #: Of no use to try again.
 _HOPELESS = (
@@ -90,7 +93,8 @@ class BackfillWorkers:
         self._poll_s = poll_s
         self._chunks = ChunkStore(store, f"worker-{uuid4()}", lease_s=lease_s)
         self._working: dict[str, asyncio.Task[bool]] = {}
-        self._claimed: set[int] = set()
+        #: Chunks under way, and until when (monotonic seconds) each is surely ours.
+        self._claimed: dict[int, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._woken = asyncio.Event()
         #: Whether the database went away and may hold claims of ours that we do not know of.
@@ -185,7 +189,12 @@ class BackfillWorkers:
 
     async def _beat(self) -> None:
         sure, self._unsure = not self._unsure, False
-        await self._chunks.keep_lease(list(self._claimed), sure=sure)
+        until = time.monotonic() + self._chunks.lease_s
+        known = list(self._claimed)
+        kept = await self._chunks.keep_lease(known, sure=sure)
+        for chunk_id in known:
+            if chunk_id in self._claimed:
+                self._claimed[chunk_id] = until if chunk_id in kept else _LOST
 
     async def _settle(self) -> None:
         if self._working:
@@ -195,13 +204,12 @@ class BackfillWorkers:
         """All that can be done of a job now; end it where nothing is left. Whether anything was done."""
         worked = False
         try:
-            while (claim := await self._chunks.claim(job.id)) is not None:
+            while (claim := await self._claim(job)) is not None:
                 worked = True
-                self._claimed.add(claim.id)
                 try:
                     await self._work(job, claim)
                 finally:
-                    self._claimed.discard(claim.id)
+                    del self._claimed[claim.id]
             await self._store.settle()
             if await self._jobs.close_finished(job.id):
                 log.info("backfill %s is over", job.id)
@@ -213,6 +221,20 @@ class BackfillWorkers:
             log.exception("backfill %s was interrupted; it is taken up again", job.id)
             await asyncio.sleep(self._poll_s)
         return worked
+
+    async def _claim(self, job: JobRef) -> Claim | None:
+        until = time.monotonic() + self._chunks.lease_s
+        claim = await self._chunks.claim(job.id)
+        if claim is not None:
+            self._claimed[claim.id] = until
+        return claim
+
+    def _check(self, claim: Claim) -> None:
+        """Ask for nothing when another may have been given the chunk: this process was frozen, or cut off."""
+        if time.monotonic() > self._claimed[claim.id]:
+            raise FencedError(
+                f"the lease of chunk {claim.id} of backfill {claim.job_id} ran out before it was asked for"
+            )
 
     async def _work(self, job: JobRef, claim: Claim) -> None:
         series = Series(job.market, job.provider, claim.symbol)
@@ -263,6 +285,7 @@ class BackfillWorkers:
                 timeframe=Timeframe.M1,
                 limits=CHUNK,
                 polite=True,
+                check=partial(self._check, claim),
             )
             error = await errand.run(missing)
             if error is not None:

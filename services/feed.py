@@ -67,9 +67,26 @@ class Feed:
         """What the provider can do."""
         return self.plugin.capabilities
 
-    async def page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange, *, polite: bool = False) -> Page:
-        """One page of bars, asked for again after passing faults; `polite`: nobody waits for it."""
-        return await self._retrying(lambda: self.plugin.fetch_page(symbol, timeframe, wanted), polite=polite)
+    async def page(
+        self,
+        symbol: str,
+        timeframe: Timeframe,
+        wanted: TimeRange,
+        *,
+        polite: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> Page:
+        """One page of bars, asked for again after passing faults; `polite`: nobody waits for it.
+
+        `check` is called before each try; what it raises ends the call.
+        """
+
+        def call() -> Awaitable[Page]:
+            if check is not None:
+                check()
+            return self.plugin.fetch_page(symbol, timeframe, wanted)
+
+        return await self._retrying(call, polite=polite)
 
     async def symbols(self) -> Mapping[str, SymbolInfo]:
         """Every symbol of the provider, asked for again after passing faults."""
@@ -97,9 +114,10 @@ class Feed:
         began = time.monotonic()
         async with self._place(patience_s, polite=polite):
             await self.budget.take(patience_s=patience_s - (time.monotonic() - began), polite=polite)
+            trying = call()
             self.calls += 1
             try:
-                answer = await call()
+                answer = await trying
             except RateLimitPluginError as exc:
                 self.budget.pause(exc.retry_after_s or DEFAULT_PAUSE_S)
                 raise

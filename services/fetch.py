@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from domain.bar import Bar, within
@@ -76,10 +76,12 @@ class Fetch:
         timeframe: Timeframe,
         limits: ErrandLimits,
         polite: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> None:
         """Take where to fetch from and to; what lies beyond the limits stays never fetched.
 
-        `polite`: nobody waits for it, so callers for whom somebody does go first.
+        `polite`: nobody waits for it, so callers for whom somebody does go first. `check` is called before each try of
+        a call; what it raises ends the errand.
         """
         self._keeper = keeper
         self._feed = feed
@@ -87,6 +89,7 @@ class Fetch:
         self._symbol = symbol
         self._timeframe = timeframe
         self._polite = polite
+        self._check = check
         self._calls_left = limits.calls
         self._deadline = time.monotonic() + limits.seconds
         self._done = RangeSet()
@@ -125,7 +128,7 @@ class Fetch:
             wanted = TimeRange(start, window.end_ms)
             # From before the call: a machine may sleep between an answer and its keeping.
             asked_ms = self._clock.now_ms()
-            page = await self._feed.page(self._symbol, self._timeframe, wanted, polite=self._polite)
+            page = await self._feed.page(self._symbol, self._timeframe, wanted, polite=self._polite, check=self._check)
             self.answered = True
             await self._keep(page, asked_ms)
             why = page.rejected[0] if page.rejected else why

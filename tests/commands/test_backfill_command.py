@@ -214,8 +214,9 @@ async def test_the_list_has_a_line_a_job(services: Services, capsys: Captured):
     request = job().request._replace(symbols=symbols)
     await put(services, job(), job("feedbeef-1", request=request, progress=Progress(999, 0, 1000, 5, None)))
     assert await run("list") == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert "feedbeef" in lines[0]
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 2
+    assert lines[0].startswith("feedbeef ")
     assert "test/fake S0, S1, S2 and 6 more" in lines[0]
     assert "99.9 %" in lines[0]
     assert "1234abcd" in lines[1]

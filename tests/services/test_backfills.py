@@ -414,3 +414,30 @@ async def test_a_query_does_not_sit_out_a_chunk_that_hangs(house: House) -> None
     await asyncio.wait_for(hangs.wait(), 10)
     answer = await asyncio.wait_for(house.bars(start_ms=DAY.end_ms - HOUR_MS, end_ms=DAY.end_ms, limit=60), 20)
     assert answer.bars == [bar for bar in house.plugin.market["A/B"] if bar.ts >= DAY.end_ms - HOUR_MS]
+
+
+async def test_a_chunk_that_was_given_to_another_is_not_asked_for_again(store: BarStore, clock: ManualClock) -> None:
+    """While its first call hangs another process takes the chunk, and dies; the call fails, and is not repeated."""
+    house = make_house(store, clock, ScriptedPlugin({"A/B": random_minutes(5, 400)}), lease_s=0.3, tries=4)
+    honest, calls = house.plugin.fetch_page, 0
+
+    async def first_call_hangs(symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            return await honest(symbol, timeframe, wanted)
+        async with house.store.database.connection() as db:
+            await db.execute(
+                "UPDATE backfill_chunks SET owner = 'another', fence = fence + 1, "
+                "leased_until = clock_timestamp() + interval '1 second'"
+            )
+        await asyncio.sleep(0.5)
+        raise NetworkPluginError("timed out")
+
+    house.plugin.fetch_page = first_call_hangs  # type: ignore[method-assign]
+    async with house.workers.running():
+        job = await house.backfill(START_MS, START_MS + 400 * MINUTE_MS)
+    assert job.state is JobState.DONE
+    assert dict(house.backfills.chunks_finished) == {"done": 1, "failed": 0, "refused": 1}
+    assert calls == 2
+    await house.markets.close()

@@ -120,10 +120,11 @@ def make_house(
     lanes: int = 2,
     attempts: int = 3,
     lease_s: float = 5,
+    tries: int = 1,
 ) -> House:
     cache = cache or MemoryCache(max_bytes=1 << 24, ttl_s=3600, clock=clock)
     settings = ProviderSettings(
-        options=lambda *_: {}, limits=FeedLimits(attempts=1, total_s=5, patience_s=1), idle_ms=60_000
+        options=lambda *_: {}, limits=FeedLimits(attempts=tries, total_s=5, patience_s=1), idle_ms=60_000
     )
     markets = MarketService(OnePlugin(plugin), store, settings, clock)  # type: ignore[arg-type]
     sessions = SessionService(InMemorySessionRepository(), clock=clock)

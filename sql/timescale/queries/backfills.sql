@@ -115,7 +115,7 @@ UPDATE backfill_series SET faults = 0, rests_until = '-infinity' WHERE job_id = 
 
 -- name: extend
 UPDATE backfill_chunks SET leased_until = clock_timestamp() + make_interval(secs => $2)
-WHERE owner = $1 AND state = 'running' AND id = ANY ($3::bigint[]);
+WHERE owner = $1 AND state = 'running' AND id = ANY ($3::bigint[]) RETURNING id;
 
 -- name: hand_on
 -- Claims that nobody works on: of owner $1, but for the chunks $2; and those whose holder is dead, frozen or cut off.
