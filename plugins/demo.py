@@ -8,7 +8,7 @@ asked for, a bar's close is the next one's open, and years look like years.
 import asyncio
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,7 +20,9 @@ from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
 from plugins.base import (
     Capabilities,
+    LiveBars,
     MarketPlugin,
+    NetworkPluginError,
     Page,
     PluginConfig,
     PluginError,
@@ -60,6 +62,7 @@ class _Spec(NamedTuple):
         listed: the date of its first minute.
         vouched: whether the simulator vouches for its silent minutes; if not, they are provisional at first.
         down_on: a weekday (0 is Monday, in UTC) on which its feed never answers.
+        mute: minutes of each hour in which its stream tells nothing.
     """
 
     symbol: str
@@ -73,6 +76,7 @@ class _Spec(NamedTuple):
     listed: str = "2015-01-01"
     vouched: bool = True
     down_on: int | None = None
+    mute: range = range(0)
 
     @property
     def listed_ms(self) -> int:
@@ -100,7 +104,7 @@ _SYMBOLS = {
         _Spec("CEDAR/USD", "Cedar", 32, 4, 0.0008, 0.15, 2_400),
         _Spec("DRIFT/USD", "Drift", 8.5, 4, 0.0009, 0.20, 7_000),
         _Spec("EMBER/USD", "Ember", 2.2, 5, 0.0010, 0.30, 20_000),
-        _Spec("FJORD/USD", "Fjord", 0.75, 6, 0.0009, 0.40, 60_000),
+        _Spec("FJORD/USD", "Fjord, stream mute at times", 0.75, 6, 0.0009, 0.40, 60_000, mute=range(20, 30)),
         _Spec("GARNET/USD", "Garnet", 410, 2, 0.0008, 0.50, 45),
         _Spec("HEATH/USD", "Heath, feed down on Sundays", 60, 3, 0.0008, 0.60, 300, down_on=_SUNDAY),
         _Spec("IRIS/USD", "Iris", 5.1, 4, 0.0010, 0.70, 1_500),
@@ -121,13 +125,17 @@ _SYMBOLS = {
 
 
 class DemoPlugin(MarketPlugin):
-    """The simulated market. Options: `seed` (1), and `now_ms`, a clock that tests may set."""
+    """The simulated market.
+
+    Options: `seed` (1), `now_ms`, a clock that tests may set, and `tick_s` (1), how often the stream looks at it.
+    """
 
     def __init__(self, config: PluginConfig) -> None:
-        """Store the seed and the clock."""
+        """Store the seed, the clock and the rhythm."""
         super().__init__(config)
         self._seed = config.options.get("seed", 1)
         self._now_ms = _clock(config.options.get("now_ms"))
+        self._tick_s = _rhythm(config.options.get("tick_s", 1.0))
 
     @classmethod
     def get_plugin_key(cls) -> str:
@@ -153,7 +161,7 @@ class DemoPlugin(MarketPlugin):
             settle_ms=0,
             vouches_empty=True,
             calls_per_second=1_000.0,
-            live="poll",
+            live="stream",
             simulated=True,
         )
 
@@ -188,6 +196,31 @@ class DemoPlugin(MarketPlugin):
             vouched=spec.vouched,
         )
 
+    async def live_minutes(self, symbol: str) -> AsyncGenerator[LiveBars, None]:
+        """The minute of the present about once a second as far as it has come, and each minute as soon as it is over.
+
+        Raises:
+            PluginError: the feed of the symbol is down, or there is no such symbol.
+        """
+        if symbol not in _SYMBOLS:
+            raise SymbolNotFoundPluginError(f"the simulated market has no symbol {symbol!r}")
+        spec, now_ms = _SYMBOLS[symbol], self._now_ms()
+        stream, told_ms, last = _Stream(spec, self._seed), Timeframe.M1.floor(now_ms), None
+        while True:
+            now_ms = max(now_ms, self._now_ms())
+            minute_ms = Timeframe.M1.floor(now_ms)
+            is_mute = minute_ms // MINUTE_MS % 60 in spec.mute
+            for bars in () if is_mute else stream.over(told_ms, minute_ms):
+                yield LiveBars(symbol, tuple(bars), closed=True, venue_ms=now_ms)
+                await asyncio.sleep(0)
+            told_ms = minute_ms
+            if _days(spec.down_on, now_ms, now_ms + 1):
+                raise NetworkPluginError(f"the simulated feed of {symbol} is down on this day of the week")
+            for bar in () if is_mute else stream.present(now_ms):
+                if bar != last:
+                    yield LiveBars(symbol, (last := bar,), closed=False, venue_ms=now_ms)
+            await asyncio.sleep(max(0.01, min(self._tick_s, (minute_ms + MINUTE_MS - now_ms) / 1000)))
+
 
 def _clock(option: object) -> Callable[[], int]:
     if option is None:
@@ -195,6 +228,12 @@ def _clock(option: object) -> Callable[[], int]:
     if not callable(option):
         raise PluginError(f"the option now_ms is {option!r}, not a function")
     return option
+
+
+def _rhythm(option: object) -> float:
+    if not isinstance(option, int | float) or not option > 0:
+        raise PluginError(f"the option tick_s is {option!r}, not a number of seconds")
+    return float(option)
 
 
 class _Stream:
@@ -235,6 +274,18 @@ class _Stream:
             volume = round(usual * rhythm[minute % 1440] * (0x2000_0000 + 2 * bustle * bustle), lots)
             out.append(Bar(minute * MINUTE_MS, open_, high, low, close, volume))
         return out
+
+    def over(self, start_ms: int, end_ms: int) -> Iterator[list[Bar]]:
+        """The final bars of the range, a stretch at a time; without the days on which the feed is down."""
+        up = RangeSet.of(start_ms, end_ms) - _days(self._spec.down_on, start_ms, end_ms)
+        for first, last in self.chunks(start_ms, end_ms):
+            if bars := within(self.bars(first, last), up):
+                yield bars
+
+    def present(self, now_ms: int) -> list[Bar]:
+        """The bar of the minute that is not over, as far as it has come."""
+        final = [bar for first, last in self.chunks(now_ms, now_ms + 1) for bar in self.bars(first, last)]
+        return self.forming(final[0], now_ms) if final else []
 
     def forming(self, final: Bar, now_ms: int) -> list[Bar]:
         """The first part of a bar whose minute is not over; nothing in its first second.

@@ -5,13 +5,14 @@ A new plugin joins by adding a case. The numbers are those of docs/plugins.md.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 
 from domain.bar import Bar, fault_of, fold
+from domain.clock import SystemClock
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from plugins.alpaca import AlpacaPlugin
@@ -84,7 +85,11 @@ def minutes(count: int) -> list[Bar]:
 
 @asynccontextmanager
 async def demo() -> AsyncIterator[Case]:
-    yield Case(DemoPlugin, PluginConfig(provider="sim", credentials=Credentials(KEY, SECRET)), "demo", "EMBER/USD")
+    # Five minutes pass for each time that its stream looks at the clock.
+    began_ms, ticks = SystemClock().now_ms(), count()
+    options = {"now_ms": lambda: began_ms + next(ticks) * 5 * MINUTE_MS, "tick_s": 0.01}
+    config = PluginConfig(provider="sim", credentials=Credentials(KEY, SECRET), options=options)
+    yield Case(DemoPlugin, config, "demo", "EMBER/USD", stir=nullcontext)
 
 
 def alpaca_case(market: str, symbol: str) -> Callable[[], AbstractAsyncContextManager[Case]]:
