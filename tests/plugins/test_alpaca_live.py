@@ -5,7 +5,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from domain.bar import Bar
@@ -724,6 +727,48 @@ async def test_a_fault_of_our_own_is_logged_and_told(
     await venue.say("SPY", bar(0))
     assert "LookupError" in str(await spy.error())
     assert "a bug" in caplog.text
+
+
+# ---- messages as Alpaca's own clients are tested with, where they are beside the repository
+
+
+@pytest.fixture
+def recorded(recordings: Path) -> dict[str, list[Any]]:
+    path = recordings / "wire" / "alpaca" / "ws_messages.json"
+    if not path.is_file():
+        pytest.skip("Alpaca's recordings are not here")
+    messages: dict[str, list[Any]] = msgspec.json.decode(path.read_bytes())
+    return messages
+
+
+async def test_recorded_data_is_read_and_what_is_no_minute_of_ours_passed_over(
+    venue: AlpacaStreamLoopback, listen: Listen, recorded: dict[str, list[Any]]
+):
+    spy, amd, aapl = await listen("SPY", "AMD", "AAPL")
+    await venue.shout_items(*recorded["data"], *recorded["multi_item_frame"])
+    await spy.heard(Bar(1_614_021_300_000, 388.985, 389.13, 388.975, 389.12, 49_378))
+    # Its recorded bar begins at second 10.
+    assert isinstance(await aapl.error(), NetworkPluginError)
+    assert amd.is_listening
+    assert amd.bars == []
+
+
+async def test_every_recorded_error_is_a_plugin_error_that_says_it(
+    venue: AlpacaStreamLoopback,
+    plugin: AlpacaPlugin,
+    recorded: dict[str, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(alpaca_line, "TAKEN_S", 0.0)
+    assert recorded["errors"]
+    for code, message in recorded["errors"]:
+        live = plugin.live_minutes(f"S{code}")
+        waiting = asyncio.create_task(anext(live))
+        await venue.subscribed(f"S{code}")
+        await venue.shout_items({"T": "error", "code": code, "msg": message})
+        with pytest.raises(PluginError, match=message):
+            await asyncio.wait_for(waiting, PATIENCE_S)
+        await venue.deserted()
 
 
 # ---- readers that are slow
