@@ -132,7 +132,7 @@ async def _assemble(
     )
     summaries = SeriesSummaries(store, sessions, markets, clock)
     jobs = BackfillStore(database)
-    planner = Planner(jobs, markets, orchestrator, clock)
+    planner = Planner(jobs, markets, orchestrator, clock, kept_days=config.retention_days)
     listings = ListingSearch(store, sessions, clock)
     workers = BackfillWorkers(
         store,

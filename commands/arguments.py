@@ -1,6 +1,8 @@
 """Arguments that several commands take, and how their text is read."""
 
 import argparse
+import re
+from collections.abc import Callable
 from typing import TypeAlias
 
 from domain.series import Series
@@ -31,6 +33,17 @@ def add_range(command: argparse.ArgumentParser, *, start_required: bool) -> None
 def series_of(options: argparse.Namespace) -> Series:
     """The series that `add_series` asked for."""
     return Series(options.market, options.provider, options.symbol)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """How a whole number within bounds is read."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+        return int(text)
+
+    return read
 
 
 def _timeframe(text: str) -> Timeframe:

@@ -9,7 +9,7 @@ import msgspec
 
 from app_extensions.wiring import Services, running_services
 from blueprints.backfill_schemas import job_out, plan_out
-from commands.arguments import Commands, add_range
+from commands.arguments import Commands, add_range, whole
 from commands.backfill_views import LineView, LiveView, View
 from commands.backfill_words import (
     Situation,
@@ -77,7 +77,7 @@ def add(commands: Commands) -> None:
 def _add_actions(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION")
     action = actions.add_parser("list", help="the newest jobs")
-    action.add_argument("--limit", type=int, choices=range(1, 1001), default=JOBS_LISTED, metavar="1..1000")
+    action.add_argument("--limit", type=whole(1, 1000), default=JOBS_LISTED, metavar="1..1000")
     action.add_argument("--json", action="store_true", help="what GET /api/v1/backfills answers")
     action.set_defaults(run=_list)
     action = actions.add_parser("show", help="all about a job")

@@ -6,7 +6,7 @@ import sys
 from rich.table import Table
 
 from app_extensions.wiring import running_services
-from commands.arguments import Commands, add_range, add_series, series_of
+from commands.arguments import Commands, add_range, add_series, series_of, whole
 from commands.terminal import console, utc
 from config import BaseConfig
 from services.bar_walk import OhlcvQuery
@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("bars", help="print bars, fetched where they are missing")
     add_series(command)
     add_range(command, start_required=False)
-    command.add_argument("--limit", type=int, choices=range(1, 10_001), default=20, metavar="1..10000")
+    command.add_argument("--limit", type=whole(1, 10_000), default=20, metavar="1..10000")
     command.set_defaults(run=_bars)
 
 

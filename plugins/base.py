@@ -1,5 +1,6 @@
 """The contract of a market plugin: what a provider offers, one page of bars at a time, and how it fails."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import ClassVar
@@ -11,6 +12,12 @@ from domain.errors import CandleryError
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 
+#: Providers answer with pages of HTML, and with characters that no database takes.
+LONGEST_DETAIL = 1_000
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+#: A provider that asks to be left alone for longer is asked again after a day.
+LONGEST_WAIT_S = 86_400.0
+
 
 class PluginError(CandleryError):
     """The provider could not answer. Root of what a plugin raises; by itself it means: give up."""
@@ -20,8 +27,8 @@ class PluginError(CandleryError):
 
     def __init__(self, detail: str | None = None, *, retry_after_s: float | None = None) -> None:
         """Take the words for the operator, and how long the provider asked to be left alone, in seconds."""
-        super().__init__(detail)
-        self.retry_after_s = retry_after_s
+        super().__init__(None if detail is None else _UNPRINTABLE.sub("?", detail)[:LONGEST_DETAIL])
+        self.retry_after_s = None if retry_after_s is None else min(max(retry_after_s, 0.0), LONGEST_WAIT_S)
 
 
 class AuthenticationPluginError(PluginError):

@@ -105,7 +105,11 @@ class ChunkStore:
             await self.mark_done(db, claim, 0)
 
     async def put_back(self, claim: Claim, why: str | None, *, rest_s: float) -> None:
-        """Queue the chunk again, to rest with its symbol for a while: nobody's fault, so no attempt is counted."""
+        """Queue the chunk again, to rest with its symbol for a while: nobody's fault, so no attempt is counted.
+
+        It rests no longer than after faults: the provider's own pause is kept by its rate budget.
+        """
+        rest_s = min(rest_s, REST_LIMIT_S)
         async with self._database.transaction() as db:
             await self.hold(db, claim)
             await db.execute(self._sql["put_back"], claim.id, rest_s, why, False)

@@ -126,7 +126,7 @@ class BackfillManager:
     async def refresh(self) -> None:
         """Count chunks for the metrics, and forget jobs that ended long ago."""
         self.chunk_counts = await self._jobs.chunk_counts()
-        await self._jobs.forget_old()
+        await self._jobs.tidy()
 
     def _checked(self, request: BackfillRequest) -> BackfillRequest:
         """The request with its range cut at the present."""

@@ -18,9 +18,10 @@ from services.data_orchestrator import DataOrchestrator
 from services.fetch import joined_windows, newest_pages, page_length_ms
 from services.listing_search import worthwhile
 from services.market_service import Listing, MarketService
+from services.retention import kept_from_ms
 
 #: Chunks of one job; more would make one transaction too large.
-MOST_CHUNKS = 500_000
+MOST_CHUNKS = 100_000
 #: Minutes that a provider on the loopback and a small machine store in a second: a plan is not faster than that.
 STORED_PER_SECOND = 50_000
 
@@ -43,9 +44,16 @@ class Planner:
     """Reads the ledger and the calendar; asks the provider for nothing but its list of symbols."""
 
     def __init__(
-        self, jobs: BackfillStore, markets: MarketService, orchestrator: DataOrchestrator, clock: Clock
+        self,
+        jobs: BackfillStore,
+        markets: MarketService,
+        orchestrator: DataOrchestrator,
+        clock: Clock,
+        *,
+        kept_days: int = 0,
     ) -> None:
-        """Take where the ledger and the series are found."""
+        """Take where the ledger and the series are found, and how many days of minutes are kept (0: all)."""
+        self._kept_days = kept_days
         self._jobs = jobs
         self._markets = markets
         self._orchestrator = orchestrator
@@ -79,7 +87,8 @@ class Planner:
             raise first
         calls = sum(len(one.plan.chunks) + (_SEARCH_CALLS if one.plan.search else 0) for one in found)
         plans = tuple(one.plan for one in found)
-        return Plan(request, plans, tuple(bad), calls, _estimate_s(found, calls)), _in_order(found)
+        chunks = await asyncio.to_thread(_in_order, found)
+        return Plan(request, plans, tuple(bad), calls, _estimate_s(found, calls)), chunks
 
     async def missing(self, listing: Listing, wanted: TimeRange) -> RangeSet:
         """Final minutes of `wanted` that are worth asking for: unknown, in open hours, within the provider's memory.
@@ -95,7 +104,9 @@ class Planner:
             raise NetworkPluginError(f"{listing.series.provider} cannot be opened.")
         minute, now_ms = Timeframe.M1, self._clock.now_ms()
         final_ms = minute.floor(now_ms - listing.feed.capabilities.settle_ms)
-        final = TimeRange(minute.ceil(wanted.start_ms), min(minute.ceil(wanted.end_ms), final_ms))
+        # What is dropped again within the hour is not worth asking for.
+        start_ms = max(minute.ceil(wanted.start_ms), kept_from_ms(now_ms, self._kept_days))
+        final = TimeRange(start_ms, min(minute.ceil(wanted.end_ms), final_ms))
         if final.length_ms <= 0:
             return RangeSet(), RangeSet()
         unknown = await self._jobs.missing(listing.stored.id, final)
@@ -113,14 +124,15 @@ class Planner:
             raise UnsupportedTimeframeError(f"{series.provider} has no bars of one minute.")
         page_ms = page_length_ms(listing.feed, Timeframe.M1)
         chunks = tuple(newest_pages(joined_windows(gaps, page_ms), page_ms, Timeframe.M1))
-        search = _search(capabilities, unknown, wanted) if gaps else None
+        start_ms = max(Timeframe.M1.ceil(wanted.start_ms), kept_from_ms(self._clock.now_ms(), self._kept_days))
+        search = _search(capabilities, unknown, start_ms) if gaps else None
         return _Found(listing, capabilities, SymbolPlan(series.symbol, gaps, chunks, search))
 
 
-def _search(capabilities: Capabilities, unknown: RangeSet, wanted: TimeRange) -> TimeRange | None:
+def _search(capabilities: Capabilities, unknown: RangeSet, start_ms: int) -> TimeRange | None:
     """The stretch before the first thing known, where it is so long that the first bar is worth looking for."""
     first = unknown.ranges[0]
-    if first.start_ms > Timeframe.M1.ceil(wanted.start_ms) or not worthwhile(capabilities, first, Knowledge()):
+    if first.start_ms > start_ms or not worthwhile(capabilities, first, Knowledge()):
         return None
     return first
 

@@ -13,7 +13,7 @@ from services.sql import load_queries
 
 #: Errors that a job shows; more are counted.
 ERRORS_SHOWN = 100
-_ROWS_PER_STATEMENT = 10_000
+_ROWS_PER_STATEMENT = 2_000
 #: Seconds over which a job's pace is taken; see `jobs` in backfills.sql.
 _PACE_S = 30.0
 
@@ -105,9 +105,11 @@ class BackfillStore:
             await db.execute(self._sql["set_state"], job_id, JobState.PAUSED.value)
 
     async def resume(self, job_id: str) -> None:
-        """Go on with a paused job."""
+        """Go on with a paused job; what rested after a fault is tried at once."""
         async with self.database.transaction() as db:
             await self._expect(db, job_id, "resumed", JobState.PAUSED)
+            await db.execute(self._sql["wake_chunks"], job_id)
+            await db.execute(self._sql["wake_all_series"], job_id)
             await db.execute(self._sql["set_state"], job_id, JobState.QUEUED.value)
 
     async def cancel(self, job_id: str) -> None:
@@ -121,9 +123,11 @@ class BackfillStore:
         """Try again what failed."""
         async with self.database.transaction() as db:
             state = await self._expect(db, job_id, "retried", JobState.FAILED, JobState.RUNNING)
-            if not await db.fetch(self._sql["retry_chunks"], job_id):
+            if await db.fetchval(self._sql["heals_beside"], job_id):
+                raise ConflictError("Another job heals this provider now.")
+            if await db.execute(self._sql["retry_chunks"], job_id) == "UPDATE 0":
                 raise ConflictError("No chunk of this job has failed; make a new job for what it could not plan.")
-            await db.execute(self._sql["retry_series"], job_id)
+            await db.execute(self._sql["wake_all_series"], job_id)
             if state is JobState.FAILED:
                 await db.execute(self._sql["set_state"], job_id, JobState.QUEUED.value)
 
@@ -153,9 +157,13 @@ class BackfillStore:
             rows = await db.fetch(self._sql["chunk_counts"])
         return {row["state"]: row["chunks"] for row in rows}
 
-    async def forget_old(self) -> None:
-        """Drop jobs that ended more than 90 days ago, and all but a provider's newest ten that healed it."""
+    async def tidy(self) -> None:
+        """Let what is over of cancelled jobs leave the table.
+
+        Also drop jobs that ended more than 90 days ago, and all but a provider's newest ten that healed it.
+        """
         async with self.database.connection() as db:
+            await db.execute(self._sql["tidy_cancelled"])
             await db.execute(self._sql["forget_jobs"])
 
 
@@ -190,7 +198,7 @@ def _progress(row: Any, state: JobState) -> Progress:
     return Progress(
         chunks_done=row["chunks_done"] + row["done"],
         chunks_failed=row["failed"],
-        chunks_total=row["chunks_done"] + row["total"],
+        chunks_total=row["chunks_done"] + row["chunks_dropped"] + row["total"],
         bars_written=row["bars_written"] + row["bars"],
         eta_s=left / pace if moving else None,
     )

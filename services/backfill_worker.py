@@ -48,6 +48,10 @@ POLL_S = 1.0
 SETTLE_S = 2.0
 _STOP_S = 2.0
 _LOST = float("-inf")
+#: After so long a job leaves its lane to another that waits, where one does.
+TURN_S = 20.0
+#: Jobs looked at beyond the lanes, so that those of providers that only others know hold up none.
+_MORE_JOBS = 16
 _NOT_CLOSED = "the provider has not closed these minutes yet"
 #: Of no use to try again.
 _HOPELESS = (
@@ -97,6 +101,8 @@ class BackfillWorkers:
         self._claimed: dict[int, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._woken = asyncio.Event()
+        #: When each job that may have more to do was last given a lane, in monotonic seconds.
+        self._served: dict[str, float] = {}
         #: Whether the database went away and may hold claims of ours that we do not know of.
         self._unsure = False
         #: Chunks that this process finished, by how.
@@ -177,7 +183,14 @@ class BackfillWorkers:
         free = self._lanes - len(self._working)
         if free <= 0:
             return
-        for job in await self._chunks.workable(list(self._working), free):
+        found = await self._chunks.workable(list(self._working), self._lanes + _MORE_JOBS)
+        able = [job for job in found if self._markets.serves(job.market, job.provider)]
+        # The one that waited longest for a turn comes first.
+        able.sort(key=lambda job: self._served.get(job.id, 0.0))
+        known = {*self._working, *(job.id for job in found)}
+        self._served = {job_id: at for job_id, at in self._served.items() if job_id in known}
+        for job in able[:free]:
+            self._served[job.id] = time.monotonic()
             task = asyncio.create_task(self._work_on(job), name=f"backfill {job.id}")
             self._working[job.id] = task
             task.add_done_callback(self._leave)
@@ -204,7 +217,8 @@ class BackfillWorkers:
         """All that can be done of a job now; end it where nothing is left. Whether anything was done."""
         worked = False
         try:
-            while (claim := await self._claim(job)) is not None:
+            turn_ends = time.monotonic() + TURN_S
+            while time.monotonic() < turn_ends and (claim := await self._claim(job)) is not None:
                 worked = True
                 try:
                     await self._work(job, claim)
@@ -219,6 +233,7 @@ class BackfillWorkers:
             await asyncio.sleep(self._poll_s)
         except Exception:
             log.exception("backfill %s was interrupted; it is taken up again", job.id)
+            self._unsure = True
             await asyncio.sleep(self._poll_s)
         return worked
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import NamedTuple, Protocol
 
 from domain.clock import Clock
-from domain.errors import UnknownSymbolError
+from domain.errors import UnknownNameError, UnknownSymbolError
 from domain.series import Series
 from plugins.base import Capabilities, Credentials, MarketPlugin, PluginConfig, PluginError, ProviderInfo, SymbolInfo
 from services.bar_store import BarStore, StoredSeries
@@ -183,6 +183,14 @@ class MarketService:
     async def symbols(self, market: str, provider: str) -> Mapping[str, SymbolInfo]:
         """Every symbol of a provider, by name."""
         return await self._symbols(await self._instance(market, provider))
+
+    def serves(self, market: str, provider: str) -> bool:
+        """Whether this process knows the provider."""
+        try:
+            self._loader.find(market, provider)
+        except UnknownNameError:
+            return False
+        return True
 
     async def feed(self, market: str, provider: str) -> Feed:
         """The way to a provider."""

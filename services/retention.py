@@ -7,6 +7,11 @@ from services.rollups import Rollups
 from services.sql import load_queries
 
 
+def kept_from_ms(now_ms: int, days: int) -> int:
+    """From when on minutes are kept; 0 days keep all."""
+    return Timeframe.D1.floor(now_ms - days * DAY_MS) if days else 0
+
+
 class Retention:
     """Drops minutes older than so many days; the provider's own bars of other timeframes stay."""
 
@@ -22,7 +27,7 @@ class Retention:
         """Forget what is too old, all or nothing; return how many minutes with a bar went."""
         if self._days == 0:
             return 0
-        cutoff = Timeframe.D1.floor(self._clock.now_ms() - self._days * DAY_MS)
+        cutoff = kept_from_ms(self._clock.now_ms(), self._days)
         async with self._database.transaction() as db:
             await db.execute(self._sql["lock_series"])
             for query in ("forget_coverage", "forget_checks", "clip_checks"):

@@ -287,7 +287,7 @@ async def test_an_id_is_found_by_a_beginning_that_no_other_has():
         ([*NEW, "--wait", "--no-wait"], "not allowed with argument --wait"),
         ([*NEW, "--wait", "--dry-run"], "not allowed with argument --wait"),
         (["show"], "the following arguments are required: ID"),
-        (["list", "--limit", "0"], "invalid choice: 0"),
+        (["list", "--limit", "0"], "is no whole number from 1 to 1000"),
         (["fly"], "invalid choice: 'fly'"),
     ],
 )

@@ -12,7 +12,14 @@ from domain.errors import ConflictError, NotFoundError, UnknownSymbolError
 from domain.series import Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
-from plugins.base import AuthenticationPluginError, NetworkPluginError, Page, SymbolNotFoundPluginError
+from plugins.base import (
+    AuthenticationPluginError,
+    NetworkPluginError,
+    Page,
+    RateLimitPluginError,
+    SymbolNotFoundPluginError,
+)
+from services import backfill_worker
 from services.backfill_chunks import ChunkStore
 from services.backfills import BackfillRequest, JobState, Origin
 from services.bar_store import BarStore
@@ -441,3 +448,91 @@ async def test_a_chunk_that_was_given_to_another_is_not_asked_for_again(store: B
     assert dict(house.backfills.chunks_finished) == {"done": 1, "failed": 0, "refused": 1}
     assert calls == 2
     await house.markets.close()
+
+
+async def test_minutes_that_retention_would_drop_again_are_left_alone(store: BarStore, clock: ManualClock) -> None:
+    house = make_house(store, clock, ScriptedPlugin({"A/B": random_minutes(5, 1440)}), kept_days=10)
+    plan = await house.backfills.plan(
+        BackfillRequest("test", "scripted", ("A/B",), TimeRange(START_MS, clock.now_ms()))
+    )
+    assert plan.symbols[0].gaps.ranges[0].start_ms == START_MS + 20 * DAY_MS
+    await house.markets.close()
+
+
+async def test_a_failed_job_that_healed_is_not_retried_beside_another(house: House) -> None:
+    def away(_: int, wanted: TimeRange) -> Page | None:
+        raise SymbolNotFoundPluginError("gone")
+
+    house.plugin.fault = away
+    house.workers.open()
+    failed, _ = await house.backfills.heal("test", "scripted", {"A/B": START_MS})
+    assert failed is not None
+    assert (await house.finished(failed.id)).state is JobState.FAILED
+    await house.workers.close()
+    await house.backfills.heal("test", "scripted", {"C/D": START_MS})
+    with pytest.raises(ConflictError, match="heals"):
+        await house.backfills.retry(failed.id)
+
+
+async def test_odd_words_and_waits_of_a_provider_do_no_harm(house: House) -> None:
+    def odd(call: int, _: TimeRange) -> Page | None:
+        if call == 1:
+            raise NetworkPluginError("a\x00b\ud800c" + "d" * 5000)
+        if call == 2:
+            raise RateLimitPluginError("later", retry_after_s=1e15)
+        return None
+
+    house.plugin.fault = odd
+    job = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    house.workers.open()
+    async for now in house.backfills.watch(job.id):
+        if now.errors and now.errors[0].detail.startswith("a?b?cddd"):
+            break
+    async for now in house.backfills.watch(job.id):
+        if now.errors and now.errors[0].detail == "later":
+            break
+    assert now.error_count == 1
+    # The provider's pause lies in the budget of this process; a resumed job would try at once.
+    house.markets.open_providers()[0].feed.budget._paused_until = 0
+    await house.backfills.pause(job.id)
+    await house.backfills.resume(job.id)
+    assert (await house.finished(job.id)).state is JobState.DONE
+
+
+async def test_jobs_of_providers_that_only_others_know_are_left_to_them(house: House) -> None:
+    async with house.store.database.connection() as db:
+        await db.execute(
+            "INSERT INTO backfill_jobs (id, market, provider, symbols, starts, ends, origin) "
+            "SELECT 'theirs-' || n, 'test', 'elsewhere', '{X}', now() - interval '1 day', now(), 'operator' "
+            "FROM generate_series(1, 5) n"
+        )
+    house.workers.open()
+    assert (await house.backfill(*DAY)).state is JobState.DONE
+    assert (await house.backfills.job("theirs-1")).state is JobState.QUEUED
+
+
+async def test_a_long_job_leaves_its_lane_to_a_short_one(
+    store: BarStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill_worker, "TURN_S", 0.05)
+    plugin = ScriptedPlugin({"A/B": random_minutes(5, 29 * 1440, holes=0.5), "C/D": random_minutes(6, 1440)})
+    house = make_house(store, clock, plugin, lanes=1)
+    long = await house.backfills.create(
+        BackfillRequest("test", "scripted", ("A/B",), TimeRange(START_MS, clock.now_ms()))
+    )
+    async with house.workers.running():
+        short = await house.backfill(*DAY, "C/D")
+        assert short.state is JobState.DONE
+        assert (await house.backfills.job(long.id)).state is JobState.RUNNING
+        assert (await house.finished(long.id)).state is JobState.DONE
+    await house.markets.close()
+
+
+async def test_the_chunks_of_a_cancelled_job_leave_the_table_and_stay_counted(house: House) -> None:
+    job = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
+    cancelled = await house.backfills.cancel(job.id)
+    await house.backfills.refresh()
+    async with house.store.database.connection() as db:
+        assert await db.fetchval("SELECT count(*) FROM backfill_chunks") == 0
+    assert await house.backfills.job(job.id) == cancelled
+    assert cancelled.progress.chunks_total == 3

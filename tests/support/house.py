@@ -121,6 +121,7 @@ def make_house(
     attempts: int = 3,
     lease_s: float = 5,
     tries: int = 1,
+    kept_days: int = 0,
 ) -> House:
     cache = cache or MemoryCache(max_bytes=1 << 24, ttl_s=3600, clock=clock)
     settings = ProviderSettings(
@@ -141,7 +142,7 @@ def make_house(
         last=ProvisionalSource(store),
     )
     jobs = BackfillStore(store.database)
-    planner = Planner(jobs, markets, orchestrator, clock)
+    planner = Planner(jobs, markets, orchestrator, clock, kept_days=kept_days)
     listings = ListingSearch(store, sessions, clock)
     workers = BackfillWorkers(
         store,

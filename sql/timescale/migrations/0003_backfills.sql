@@ -11,8 +11,9 @@ CREATE TABLE backfill_jobs (
     origin       text NOT NULL CHECK (origin IN ('operator', 'healing')),
     state        text NOT NULL DEFAULT 'queued'
                  CHECK (state IN ('queued', 'running', 'paused', 'done', 'failed', 'cancelled')),
-    -- Chunks that are done leave the table when the job is over; these count what went.
+    -- Chunks that are done or cancelled leave the table when the job is over; these count what went.
     chunks_done  integer NOT NULL DEFAULT 0,
+    chunks_dropped integer NOT NULL DEFAULT 0,
     bars_written bigint NOT NULL DEFAULT 0,
     -- Symbols that could not be planned, and why.
     bad_symbols  text[] NOT NULL DEFAULT '{}',
@@ -59,7 +60,9 @@ CREATE TABLE backfill_chunks (
     finished_at timestamptz,
     CHECK (starts < ends)
 );
-CREATE INDEX backfill_chunks_queued ON backfill_chunks (job_id, place) WHERE state = 'queued';
+CREATE INDEX backfill_chunks_next ON backfill_chunks (job_id, series_id, place) WHERE state = 'queued';
+CREATE INDEX backfill_chunks_errors ON backfill_chunks (job_id, place)
+    WHERE error IS NOT NULL AND state IN ('failed', 'queued', 'running');
 CREATE INDEX backfill_chunks_running ON backfill_chunks (series_id) WHERE state = 'running';
 CREATE INDEX backfill_chunks_by_job ON backfill_chunks (job_id, state);
 

@@ -28,12 +28,14 @@ SELECT $1, * FROM unnest($2::integer[], $3::text[], $4::text[], $5::integer[], $
 -- Jobs that have something to do now, operators' first, then the oldest.
 SELECT id, market, provider FROM backfill_jobs j
 WHERE state IN ('queued', 'running') AND id <> ALL ($1::text[]) AND (
-    EXISTS (SELECT 1 FROM backfill_series a WHERE a.job_id = j.id AND a.rests_until <= clock_timestamp())
-    AND EXISTS (SELECT 1 FROM backfill_chunks c JOIN backfill_series s USING (job_id, series_id)
-            WHERE c.job_id = j.id AND c.state = 'queued'
-              AND c.rests_until <= clock_timestamp() AND s.rests_until <= clock_timestamp()
-              AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id AND o.state = 'running'
-                              AND o.starts < c.ends AND o.ends > c.starts))
+    EXISTS (SELECT 1 FROM backfill_series s CROSS JOIN LATERAL (
+                SELECT 1 FROM backfill_chunks c
+                WHERE c.job_id = s.job_id AND c.series_id = s.series_id AND c.state = 'queued'
+                  AND c.rests_until <= clock_timestamp()
+                  AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id
+                                  AND o.state = 'running' AND o.starts < c.ends AND o.ends > c.starts)
+                ORDER BY c.place LIMIT 1) n
+            WHERE s.job_id = j.id AND s.rests_until <= clock_timestamp())
     OR NOT EXISTS (SELECT 1 FROM backfill_chunks c WHERE c.job_id = j.id AND c.state IN ('queued', 'running')))
 ORDER BY origin = 'healing', created_at, id LIMIT $2;
 
@@ -46,17 +48,20 @@ SELECT pg_advisory_xact_lock($1);
 SELECT state FROM backfill_jobs WHERE id = $1 FOR NO KEY UPDATE;
 
 -- name: claim
--- The job's first chunk that does not rest and whose stretch no other chunk is being fetched for.
-WITH candidate AS (
-    SELECT c.id, s.faults FROM backfill_chunks c
-    JOIN backfill_series s USING (job_id, series_id)
-    WHERE c.job_id = $1 AND c.state = 'queued' AND c.rests_until <= clock_timestamp()
-      AND s.rests_until <= clock_timestamp()
-      -- Else every chunk would be looked at where all symbols rest.
-      AND EXISTS (SELECT 1 FROM backfill_series WHERE job_id = $1 AND rests_until <= clock_timestamp())
-      AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id AND o.state = 'running'
-                      AND o.starts < c.ends AND o.ends > c.starts)
-    ORDER BY c.place LIMIT 1
+-- The job's first chunk that does not rest and whose stretch no other chunk is being fetched for. It is looked for symbol
+-- by symbol, so that one with nothing (more) to do costs nothing.
+WITH first_of_each AS (
+    SELECT n.id, n.place, s.faults FROM backfill_series s CROSS JOIN LATERAL (
+        SELECT c.id, c.place FROM backfill_chunks c
+        WHERE c.job_id = s.job_id AND c.series_id = s.series_id AND c.state = 'queued'
+          AND c.rests_until <= clock_timestamp()
+          AND NOT EXISTS (SELECT 1 FROM backfill_chunks o WHERE o.series_id = c.series_id AND o.state = 'running'
+                          AND o.starts < c.ends AND o.ends > c.starts)
+        ORDER BY c.place LIMIT 1) n
+    WHERE s.job_id = $1 AND s.rests_until <= clock_timestamp()
+), candidate AS (
+    SELECT c.id, f.faults FROM backfill_chunks c JOIN first_of_each f USING (id)
+    WHERE c.state = 'queued' ORDER BY f.place LIMIT 1
     FOR UPDATE OF c SKIP LOCKED
 )
 UPDATE backfill_chunks c
@@ -83,7 +88,8 @@ WHERE id = $1;
 
 -- name: skip_before
 -- Nothing traded before $3: the chunks that lie wholly before it have nothing to fetch.
-UPDATE backfill_chunks SET state = 'done', finished_at = clock_timestamp()
+-- They have no time of their end, and so no part in the job's pace.
+UPDATE backfill_chunks SET state = 'done'
 WHERE job_id = $1 AND series_id = $2 AND kind = 'fetch' AND state = 'queued' AND ends <= $3;
 
 -- name: put_back
@@ -162,6 +168,13 @@ FROM went WHERE j.id = $1;
 -- name: is_open
 SELECT EXISTS (SELECT 1 FROM backfill_chunks WHERE job_id = $1 AND state IN ('queued', 'running'));
 
+-- name: heals_beside
+-- Whether another job heals the provider of job $1, if that one heals, too.
+SELECT EXISTS (
+    SELECT 1 FROM backfill_jobs j JOIN backfill_jobs o USING (market, provider, origin)
+    WHERE j.id = $1 AND j.origin = 'healing' AND o.id <> j.id AND o.state IN ('queued', 'running', 'paused')
+);
+
 -- name: set_state
 UPDATE backfill_jobs SET state = $2::text,
     finished_at = CASE WHEN $2::text = 'cancelled' THEN clock_timestamp() END
@@ -173,10 +186,34 @@ UPDATE backfill_chunks SET state = 'cancelled' WHERE job_id = $1 AND state = 'qu
 -- name: retry_chunks
 UPDATE backfill_chunks
 SET state = 'queued', attempts = 0, rests_until = '-infinity', finished_at = NULL
-WHERE job_id = $1 AND state = 'failed' RETURNING id;
+WHERE job_id = $1 AND state = 'failed';
 
--- name: retry_series
+-- name: wake_chunks
+UPDATE backfill_chunks SET rests_until = '-infinity'
+WHERE job_id = $1 AND state = 'queued' AND rests_until > clock_timestamp();
+
+-- name: wake_all_series
 UPDATE backfill_series SET faults = 0, rests_until = '-infinity' WHERE job_id = $1;
+
+-- name: tidy_cancelled
+-- What is over of cancelled jobs leaves the table and is counted in the job, once nothing is under way.
+WITH tidy AS (
+    SELECT j.id FROM backfill_jobs j
+    WHERE j.state = 'cancelled'
+      AND EXISTS (SELECT 1 FROM backfill_chunks c WHERE c.job_id = j.id AND c.state IN ('done', 'cancelled'))
+      AND NOT EXISTS (SELECT 1 FROM backfill_chunks c WHERE c.job_id = j.id AND c.state = 'running')
+), gone AS (
+    DELETE FROM backfill_chunks c USING tidy
+    WHERE c.job_id = tidy.id AND c.state IN ('done', 'cancelled') RETURNING c.job_id, c.state, c.bars
+), went AS (
+    SELECT job_id, count(*) FILTER (WHERE state = 'done') AS done, count(*) FILTER (WHERE state = 'cancelled') AS dropped,
+           sum(bars) AS bars
+    FROM gone GROUP BY job_id
+)
+UPDATE backfill_jobs j
+SET chunks_done = j.chunks_done + went.done, chunks_dropped = j.chunks_dropped + went.dropped,
+    bars_written = j.bars_written + went.bars
+FROM went WHERE j.id = went.job_id;
 
 -- name: jobs
 -- The job $1, or (NULL) the newest $2, with their chunks counted.
@@ -195,10 +232,11 @@ ORDER BY j.created_at DESC, j.id LIMIT $2;
 
 -- name: errors
 -- The first failed chunks of each job, and what those meet that are tried again.
-SELECT job_id, symbol, starts, ends, attempts, error FROM (
-    SELECT *, row_number() OVER (PARTITION BY job_id ORDER BY place) AS nth FROM backfill_chunks
-    WHERE job_id = ANY ($1::text[]) AND state IN ('failed', 'queued', 'running') AND error IS NOT NULL
-) e WHERE nth <= $2 ORDER BY job_id, nth;
+SELECT e.* FROM unnest($1::text[]) AS j (id) CROSS JOIN LATERAL (
+    SELECT job_id, symbol, starts, ends, attempts, error FROM backfill_chunks
+    WHERE job_id = j.id AND state IN ('failed', 'queued', 'running') AND error IS NOT NULL
+    ORDER BY place LIMIT $2
+) e;
 
 -- name: chunk_counts
 SELECT c.state, count(*) AS chunks FROM backfill_chunks c JOIN backfill_jobs j ON j.id = c.job_id
