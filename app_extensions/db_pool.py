@@ -108,7 +108,8 @@ class DatabasePool:
                 try:
                     yield connection
                 except BaseException:
-                    self._soiled.add(connection.get_server_pid())
+                    if not connection.is_closed():
+                        self._soiled.add(connection.get_server_pid())
                     raise
         except _UNREACHABLE as exc:
             raise DatabaseUnavailableError(f"The database cannot be reached: {exc or type(exc).__name__}") from exc

@@ -128,7 +128,8 @@ class ChunkStore:
             else:
                 await db.execute(self._sql["give_up"], claim.id, why)
             if claim.faults + 1 >= limit and not rests:
-                await db.execute(self._sql["give_up_queued"], claim.job_id, claim.series_id, why)
+                words = f"given up with its symbol after {claim.faults + 1} faults in a row: {why}"
+                await db.execute(self._sql["give_up_queued"], claim.job_id, claim.series_id, words)
             pause_s = rest_after(claim.faults + 1)
             await db.execute(self._sql["rest_series"], claim.job_id, claim.series_id, pause_s, True)
         return rests

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from domain.clock import Clock
-from domain.errors import InvalidParameterError
+from domain.errors import ConflictError, InvalidParameterError
 from domain.time_range import TimeRange
 from services.backfill_plan import Planner
 from services.backfill_store import BackfillStore
@@ -64,10 +64,14 @@ class BackfillManager:
         """Make a job of what is missing of symbols from their starts (UTC epoch milliseconds) to now.
 
         None where nothing is missing; the errors are of symbols that cannot be healed. The same errors as `plan`, and
-        `ConflictError` while a job heals this provider already.
+        `ConflictError` while jobs heal all of them already; those that are being healed are left out.
         """
         now_ms = self._clock.now_ms()
-        starts = {symbol: start_ms for symbol, start_ms in starts.items() if start_ms < now_ms}
+        busy = await self._jobs.healing(market, provider)
+        due = {symbol: start_ms for symbol, start_ms in starts.items() if start_ms < now_ms}
+        starts = {symbol: start_ms for symbol, start_ms in due.items() if symbol not in busy}
+        if due and not starts:
+            raise ConflictError(f"Jobs that heal {', '.join(sorted(due))} are under way already.")
         if not starts:
             return None, ()
         request = BackfillRequest(market, provider, tuple(starts), TimeRange(min(starts.values()), now_ms))

@@ -14,6 +14,7 @@ from services.sql import load_queries
 #: Errors that a job shows; more are counted.
 ERRORS_SHOWN = 100
 _ROWS_PER_STATEMENT = 2_000
+_HEALING_TURN = 0x0CA_2D21
 #: Seconds over which a job's pace is taken; see `jobs` in backfills.sql.
 _PACE_S = 30.0
 
@@ -47,13 +48,15 @@ class BackfillStore:
         """Write a job with its chunks, in the order they are to be worked; its id.
 
         Raises:
-            ConflictError: a job already heals this provider.
+            ConflictError: a job already heals one of the symbols.
         """
         job_id = str(uuid4())
         over = JobState.FAILED if bad else JobState.DONE
         state = JobState.QUEUED if chunks else over
         async with self.database.transaction() as db:
-            made = await db.fetchval(
+            if origin is Origin.HEALING:
+                await self._check_healing(db, request)
+            await db.execute(
                 self._sql["add_job"],
                 job_id,
                 request.market,
@@ -65,11 +68,20 @@ class BackfillStore:
                 [error.detail for error in bad],
                 state.value,
             )
-            if made is None:
-                raise ConflictError(f"A job that heals {request.market}/{request.provider} is under way already.")
             await db.execute(self._sql["add_series"], job_id, sorted({chunk.series_id for chunk in chunks}))
             await self._add_chunks(db, job_id, chunks)
         return job_id
+
+    async def healing(self, market: str, provider: str) -> set[str]:
+        """Symbols of a provider that unfinished jobs heal."""
+        async with self.database.connection() as db:
+            return {row["symbol"] for row in await db.fetch(self._sql["healing"], market, provider)}
+
+    async def _check_healing(self, db: Connection, request: BackfillRequest) -> None:
+        await db.execute(self._sql["healing_turn"], _HEALING_TURN)
+        rows = await db.fetch(self._sql["healing"], request.market, request.provider)
+        if busy := {row["symbol"] for row in rows} & set(request.symbols):
+            raise ConflictError(f"A job that heals {', '.join(sorted(busy))} is under way already.")
 
     async def _add_chunks(self, db: Connection, job_id: str, chunks: Sequence[NewChunk]) -> None:
         for at in range(0, len(chunks), _ROWS_PER_STATEMENT):
@@ -124,7 +136,7 @@ class BackfillStore:
         async with self.database.transaction() as db:
             state = await self._expect(db, job_id, "retried", JobState.FAILED, JobState.RUNNING)
             if await db.fetchval(self._sql["heals_beside"], job_id):
-                raise ConflictError("Another job heals this provider now.")
+                raise ConflictError("Another job heals the same symbols now.")
             if await db.execute(self._sql["retry_chunks"], job_id) == "UPDATE 0":
                 raise ConflictError("No chunk of this job has failed; make a new job for what it could not plan.")
             await db.execute(self._sql["wake_all_series"], job_id)

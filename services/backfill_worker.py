@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -263,7 +263,10 @@ class BackfillWorkers:
         except FencedError as exc:
             self.finished["refused"] += 1
             log.warning("%s", exc)
-        except DatabaseUnavailableError:
+        except DatabaseUnavailableError as exc:
+            # Where it is there after all, and only this cannot be stored, that counts as a fault like any other.
+            with suppress(CandleryError):
+                await self._chunks.fault(claim, f"could not be stored: {exc.detail}", limit=self._attempts)
             raise
         except CandleryError as exc:
             await self._fault(claim, exc)

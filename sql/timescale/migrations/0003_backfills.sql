@@ -24,8 +24,7 @@ CREATE TABLE backfill_jobs (
     CHECK (starts < ends)
 );
 CREATE INDEX backfill_jobs_by_age ON backfill_jobs (created_at DESC, id);
--- At most one job that heals a provider is under way, however many processes look for holes.
-CREATE UNIQUE INDEX backfill_jobs_one_healing ON backfill_jobs (market, provider)
+CREATE INDEX backfill_jobs_healing ON backfill_jobs (market, provider)
     WHERE origin = 'healing' AND state IN ('queued', 'running', 'paused');
 
 -- A symbol of a job: after a fault of its provider it rests, longer with each fault in a row.
@@ -61,7 +60,7 @@ CREATE TABLE backfill_chunks (
     CHECK (starts < ends)
 );
 CREATE INDEX backfill_chunks_next ON backfill_chunks (job_id, series_id, place) WHERE state = 'queued';
-CREATE INDEX backfill_chunks_errors ON backfill_chunks (job_id, place)
+CREATE INDEX backfill_chunks_errors ON backfill_chunks (job_id, series_id, place)
     WHERE error IS NOT NULL AND state IN ('failed', 'queued', 'running');
 CREATE INDEX backfill_chunks_running ON backfill_chunks (series_id) WHERE state = 'running';
 CREATE INDEX backfill_chunks_by_job ON backfill_chunks (job_id, state);

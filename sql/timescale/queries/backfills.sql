@@ -15,7 +15,17 @@ INSERT INTO backfill_jobs (id, market, provider, symbols, starts, ends, origin, 
                            finished_at)
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text,
        CASE WHEN $10::text IN ('done', 'failed') THEN clock_timestamp() END
-ON CONFLICT DO NOTHING RETURNING id;
+RETURNING id;
+
+-- name: healing
+-- Symbols of a provider that are being healed.
+SELECT DISTINCT c.symbol FROM backfill_jobs j JOIN backfill_chunks c ON c.job_id = j.id
+WHERE j.market = $1 AND j.provider = $2 AND j.origin = 'healing' AND j.state IN ('queued', 'running', 'paused')
+  AND c.state IN ('queued', 'running');
+
+-- name: healing_turn
+-- Looks for holes take turns, so that no two processes heal the same symbol.
+SELECT pg_advisory_xact_lock($1);
 
 -- name: add_series
 INSERT INTO backfill_series (job_id, series_id) SELECT $1, * FROM unnest($2::integer[]);
@@ -137,10 +147,11 @@ WHERE id IN (
 );
 
 -- name: seen
+WITH dead AS (DELETE FROM backfill_workers WHERE seen_at < clock_timestamp() - interval '1 hour')
 INSERT INTO backfill_workers (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp();
 
 -- name: gone
-DELETE FROM backfill_workers WHERE id = $1 OR seen_at < clock_timestamp() - interval '1 hour';
+DELETE FROM backfill_workers WHERE id = $1;
 
 -- name: someone_seen
 SELECT EXISTS (
@@ -169,10 +180,10 @@ FROM went WHERE j.id = $1;
 SELECT EXISTS (SELECT 1 FROM backfill_chunks WHERE job_id = $1 AND state IN ('queued', 'running'));
 
 -- name: heals_beside
--- Whether another job heals the provider of job $1, if that one heals, too.
+-- Whether another job heals a symbol of job $1, if that one heals, too.
 SELECT EXISTS (
     SELECT 1 FROM backfill_jobs j JOIN backfill_jobs o USING (market, provider, origin)
-    WHERE j.id = $1 AND j.origin = 'healing' AND o.id <> j.id AND o.state IN ('queued', 'running', 'paused')
+    WHERE j.id = $1 AND j.origin = 'healing' AND o.id <> j.id AND o.symbols && j.symbols AND o.state IN ('queued', 'running', 'paused')
 );
 
 -- name: set_state
@@ -231,12 +242,17 @@ WHERE $1::text IS NULL OR j.id = $1
 ORDER BY j.created_at DESC, j.id LIMIT $2;
 
 -- name: errors
--- The first failed chunks of each job, and what those meet that are tried again.
-SELECT e.* FROM unnest($1::text[]) AS j (id) CROSS JOIN LATERAL (
-    SELECT job_id, symbol, starts, ends, attempts, error FROM backfill_chunks
-    WHERE job_id = j.id AND state IN ('failed', 'queued', 'running') AND error IS NOT NULL
-    ORDER BY place LIMIT $2
-) e;
+-- The first failed chunks of each job, and what those meet that are tried again; every symbol's first before its second.
+SELECT job_id, symbol, starts, ends, attempts, error FROM (
+    SELECT e.*, row_number() OVER (PARTITION BY e.job_id ORDER BY e.nth, e.place) AS at FROM backfill_series s
+    CROSS JOIN LATERAL (
+        SELECT *, row_number() OVER (ORDER BY place) AS nth FROM backfill_chunks
+        WHERE job_id = s.job_id AND series_id = s.series_id AND state IN ('failed', 'queued', 'running')
+          AND error IS NOT NULL
+        ORDER BY place LIMIT $2
+    ) e
+    WHERE s.job_id = ANY ($1::text[])
+) listed WHERE at <= $2 ORDER BY job_id, at;
 
 -- name: chunk_counts
 SELECT c.state, count(*) AS chunks FROM backfill_chunks c JOIN backfill_jobs j ON j.id = c.job_id
