@@ -134,6 +134,12 @@ class ChunkStore:
             await db.execute(self._sql["rest_series"], claim.job_id, claim.series_id, pause_s, True)
         return rests
 
+    async def fail(self, claim: Claim, why: str) -> None:
+        """Fail this chunk alone."""
+        async with self._database.transaction() as db:
+            await self.hold(db, claim)
+            await db.execute(self._sql["give_up"], claim.id, why)
+
     async def give_up(self, claim: Claim, why: str, *, whole_job: bool) -> None:
         """Fail the chunk, and what is left of its symbol or of the whole job: trying again cannot help."""
         async with self._database.transaction() as db:

@@ -98,6 +98,12 @@ class Planner:
         """
         return (await self._missing(listing, wanted))[0]
 
+    async def lost(self, listing: Listing, wanted: TimeRange) -> RangeSet:
+        """Unknown minutes of `wanted` that the provider has forgotten by now."""
+        missing, unknown = await self._missing(listing, wanted)
+        ask = await self._orchestrator.ask(listing, Timeframe.M1, wanted, self._clock.now_ms())
+        return (unknown - missing - ask.closed) & ask.forgotten
+
     async def _missing(self, listing: Listing, wanted: TimeRange) -> tuple[RangeSet, RangeSet]:
         """What is worth asking for, and all that is unknown."""
         if listing.feed is None:

@@ -52,6 +52,7 @@ _LOST = float("-inf")
 TURN_S = 20.0
 #: Jobs looked at beyond the lanes, so that those of providers that only others know hold up none.
 _MORE_JOBS = 16
+_FORGOTTEN = "the provider no longer has these minutes"
 _NOT_CLOSED = "the provider has not closed these minutes yet"
 #: Of no use to try again.
 _HOPELESS = (
@@ -314,6 +315,10 @@ class BackfillWorkers:
                 return
             if not keeper.done:
                 raise PluginError(keeper.failure or _NOT_CLOSED)
+        elif await self._planner.lost(listing, claim.range):
+            await self._chunks.fail(claim, _FORGOTTEN)
+            self.finished["failed"] += 1
+            return
         else:
             await self._chunks.finish(claim)
         self.finished["done"] += 1

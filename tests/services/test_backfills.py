@@ -14,6 +14,7 @@ from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from plugins.base import (
     AuthenticationPluginError,
+    Capabilities,
     NetworkPluginError,
     Page,
     RateLimitPluginError,
@@ -571,3 +572,20 @@ async def test_the_chunks_of_a_cancelled_job_leave_the_table_and_stay_counted(ho
         assert await db.fetchval("SELECT count(*) FROM backfill_chunks") == 0
     assert await house.backfills.job(job.id) == cancelled
     assert cancelled.progress.chunks_total == 3
+
+
+async def test_minutes_that_the_provider_forgot_while_the_job_waited_count_as_failed(
+    store: BarStore, clock: ManualClock
+) -> None:
+    memory = Capabilities(timeframes=(Timeframe.M1,), bars_per_call=500, history_bars=720, calls_per_second=10_000)
+    now_ms = clock.now_ms()
+    plugin = ScriptedPlugin({"A/B": random_minutes(5, 720, start_ms=now_ms - 720 * MINUTE_MS)}, capabilities=memory)
+    house = make_house(store, clock, plugin)
+    request = BackfillRequest("test", "scripted", ("A/B",), TimeRange(now_ms - 700 * MINUTE_MS, now_ms))
+    job = await house.backfills.create(request)
+    clock.advance(days=1)
+    async with house.workers.running():
+        over = await house.finished(job.id)
+    assert over.state is JobState.FAILED
+    assert {error.detail for error in over.errors} == {"the provider no longer has these minutes"}
+    await house.markets.close()
