@@ -1,7 +1,7 @@
 """What a backfill has to fetch: the minutes that the ledger does not know, interior holes included, newest first."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -20,7 +20,7 @@ from services.listing_search import worthwhile
 from services.market_service import Listing, MarketService
 from services.retention import kept_from_ms
 
-#: Chunks of one job; more would make one transaction too large.
+#: Chunks of a job of several symbols; more would make one transaction too large.
 MOST_CHUNKS = 100_000
 #: Minutes that a provider on the loopback and a small machine store in a second: a plan is not faster than that.
 STORED_PER_SECOND = 50_000
@@ -143,8 +143,8 @@ def _search(capabilities: Capabilities, unknown: RangeSet, start_ms: int) -> Tim
     return first
 
 
-def _check_size(found: Iterable[_Found]) -> None:
-    if sum(len(one.plan.chunks) for one in found) > MOST_CHUNKS:
+def _check_size(found: Sequence[_Found]) -> None:
+    if len(found) > 1 and sum(len(one.plan.chunks) for one in found) > MOST_CHUNKS:
         msg = f"It would be more than {MOST_CHUNKS} chunks: make several jobs, with fewer symbols or shorter ranges."
         raise InvalidParameterError("symbols", msg)
 

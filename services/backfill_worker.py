@@ -48,6 +48,8 @@ POLL_S = 1.0
 SETTLE_S = 2.0
 _STOP_S = 2.0
 _LOST = float("-inf")
+#: A database that went away so often in the midst of one chunk is there, but cannot take the chunk.
+_STORING_TRIES = 3
 #: After so long a job leaves its lane to another that waits, where one does.
 TURN_S = 20.0
 #: Jobs looked at beyond the lanes, so that those of providers that only others know hold up none.
@@ -204,10 +206,11 @@ class BackfillWorkers:
     async def _beat(self) -> None:
         sure, self._unsure = not self._unsure, False
         until = time.monotonic() + self._chunks.lease_s
-        known = list(self._claimed)
-        kept = await self._chunks.keep_lease(known, sure=sure)
-        for chunk_id in known:
-            if chunk_id in self._claimed:
+        known = dict(self._claimed)
+        kept = await self._chunks.keep_lease(list(known), sure=sure)
+        for chunk_id, before in known.items():
+            # Not where it was put back and claimed again meanwhile.
+            if self._claimed.get(chunk_id) == before:
                 self._claimed[chunk_id] = until if chunk_id in kept else _LOST
 
     async def _settle(self) -> None:
@@ -265,9 +268,10 @@ class BackfillWorkers:
             self.finished["refused"] += 1
             log.warning("%s", exc)
         except DatabaseUnavailableError as exc:
-            # Where it is there after all, and only this cannot be stored, that counts as a fault like any other.
-            with suppress(CandleryError):
-                await self._chunks.fault(claim, f"could not be stored: {exc.detail}", limit=self._attempts)
+            # Where it is there after all, and only this chunk can never be stored, that ends some time, too.
+            if claim.attempts >= max(self._attempts, _STORING_TRIES):
+                with suppress(CandleryError):
+                    await self._chunks.fault(claim, f"could not be stored: {exc.detail}", limit=self._attempts)
             raise
         except CandleryError as exc:
             await self._fault(claim, exc)

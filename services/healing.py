@@ -21,7 +21,7 @@ LEAST_PAUSE_S = 5.0
 REST_S = 300.0
 REST_LIMIT_S = 3600.0
 #: Of one job, unless a single symbol needs more; the other symbols wait for the next.
-MOST_CHUNKS = 100_000
+MOST_CHUNKS = 50_000
 _INTERNAL = "an internal error; see the log"
 
 

@@ -24,6 +24,7 @@ from services import backfill_worker
 from services.backfill_chunks import ChunkStore
 from services.backfills import BackfillRequest, JobState, Origin
 from services.bar_store import BarStore
+from services.data_sources import plugin_source
 from services.fetch import StoreKeeper
 from tests.support.clock import ManualClock
 from tests.support.house import House, make_house
@@ -305,7 +306,8 @@ async def test_a_chunk_that_cannot_be_stored_fails_in_the_end(house: House, monk
     assert len(house.plugin.calls) == 3
 
 
-async def test_a_query_and_a_job_never_ask_for_the_same_at_once(house: House) -> None:
+async def test_a_query_and_a_job_never_ask_for_the_same_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_source, "BACKGROUND_PATIENCE_S", 60)
     house.workers.open()
     job = await house.backfills.create(BackfillRequest("test", "scripted", ("A/B",), DAY))
     answers = await asyncio.gather(
