@@ -68,10 +68,14 @@ async def a_database(server_url: str, name: str, *, template: str = "template1")
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         yield with_database(server_url, name)
         try:
-            # Not by force at once: that would end autovacuum's worker too, which not every role may do.
+            # Not by force: that would end autovacuum's worker too, which not every role may do; it ends by itself.
             await admin.execute(f"DROP DATABASE {name}")
         except asyncpg.ObjectInUseError:
-            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            left = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND usename = current_user"
+            )
+            await admin.execute(left, name)
+            await admin.execute(f"DROP DATABASE {name}")
     finally:
         await admin.close()
 

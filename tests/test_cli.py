@@ -113,7 +113,7 @@ async def test_migrate_says_what_it_found(tmp_path: Path) -> None:
     [
         (["bars", *DEMO, "--timeframe", "7m"], "'7m' is not one of 1m, 3m"),
         (["bars", *DEMO, "--start", "yesterday"], "'yesterday' is not a time"),
-        (["bars", *DEMO, "--limit", "0"], "invalid choice: 0"),
+        (["bars", *DEMO, "--limit", "0"], "is no whole number from 1 to 10000"),
         (["coverage", *DEMO], "--start"),
         (["fly"], "invalid choice: 'fly'"),
     ],

@@ -317,3 +317,4 @@ async def test_head_answers_the_same_head_and_no_body(start: Start, database_url
     assert head.startswith(b"HTTP/1.1 200")
     assert b"content-length: 15" in head.lower()
     assert body == b""
+    await child.end(signal.SIGTERM)
