@@ -8,8 +8,11 @@ import random
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, stop_after_delay
+from tenacity.wait import wait_random_exponential
+
 from domain.bar import Bar
-from domain.errors import CandleryError
+from domain.errors import CandleryError, DatabaseUnavailableError
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import MINUTE_MS, Timeframe
 from services.backfills import JobState
@@ -22,6 +25,10 @@ _CLAIM_TURN = 0x0CA_2D20
 #: After a fault a chunk rests so many seconds, doubled with each further one up to the limit; so does its symbol.
 REST_S = 1.0
 REST_LIMIT_S = 300.0
+#: How often and for how many seconds a page is written, before it is given up and its call has to be made again.
+KEEP_TRIES = 5
+KEEP_PAUSE_S = 0.2
+KEEP_FOR_S = 5.0
 
 
 class FencedError(CandleryError):
@@ -201,7 +208,16 @@ class ChunkKeeper:
         self.failure: str | None = None
 
     async def keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool, asked_ms: int) -> None:
-        """Write a page. The last one ends the chunk."""
+        """Write a page, also where the database restarts meanwhile. The last one ends the chunk."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(DatabaseUnavailableError),
+            stop=stop_after_attempt(KEEP_TRIES) | stop_after_delay(KEEP_FOR_S),
+            wait=wait_random_exponential(multiplier=KEEP_PAUSE_S, min=KEEP_PAUSE_S),
+            reraise=True,
+        )
+        await retrying(self._keep, bars, covered, vouched=vouched, asked_ms=asked_ms)
+
+    async def _keep(self, bars: Sequence[Bar], covered: RangeSet, *, vouched: bool, asked_ms: int) -> None:
         chunks, claim = self._chunks, self._claim
         left = self.left - covered
         ends = not left and self.failure is None

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -20,10 +21,10 @@ from plugins.base import (
     RateLimitPluginError,
     SymbolNotFoundPluginError,
 )
-from services import backfill_worker
+from services import backfill_chunks, backfill_worker
 from services.backfill_chunks import ChunkStore
 from services.backfills import BackfillRequest, JobState, Origin
-from services.bar_store import BarStore
+from services.bar_store import BarStore, Written
 from services.data_sources import plugin_source
 from services.fetch import StoreKeeper
 from tests.support.clock import ManualClock
@@ -294,11 +295,32 @@ async def test_every_bad_symbol_is_among_the_errors_however_many_chunks_another_
     assert {error.symbol for error in job.errors} == set(symbols)
 
 
+async def test_a_page_that_meets_a_dead_connection_is_written_again_and_not_asked_for_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, writes = house.store.record_in, 0
+
+    async def cut(*args: Any, **findings: Any) -> Written:
+        nonlocal writes
+        writes += 1
+        if writes % 2:
+            raise DatabaseUnavailableError("connection was closed in the middle of operation")
+        return await honest(*args, **findings)
+
+    monkeypatch.setattr(house.store, "record_in", cut)
+    house.workers.open()
+    job = await house.backfill(START_MS, START_MS + DAY_MS)
+    assert job.state is JobState.DONE
+    assert len(house.plugin.calls) == job.progress.chunks_total
+    assert await stored(house) == house.plugin.market["A/B"]
+
+
 async def test_a_chunk_that_cannot_be_stored_fails_in_the_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: object, **__: object) -> None:
         raise DatabaseUnavailableError("statement timed out")
 
     monkeypatch.setattr(house.store, "record_in", never)
+    monkeypatch.setattr(backfill_chunks, "KEEP_PAUSE_S", 0)
     house.workers.open()
     job = await house.backfill(START_MS, START_MS + 400 * MINUTE_MS)
     assert job.state is JobState.FAILED
