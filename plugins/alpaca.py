@@ -91,6 +91,7 @@ def _capabilities(timeframes: Sequence[Timeframe], folds_below: Timeframe | None
         settle_ms=60_000,
         calls_per_second=200 / 60,
         live="stream",
+        one_stream=True,
     )
 
 

@@ -76,6 +76,7 @@ class Capabilities(msgspec.Struct, frozen=True):
         vouches_empty: the provider's silence about a minute is proof that nothing traded.
         calls_per_second: what the provider's rate limit allows a credential.
         live: `stream` or `poll`.
+        one_stream: an account may have one connection to the stream at a time, whatever number of processes uses it.
         simulated: the bars are made up, and must be labelled so wherever they are shown.
     """
 
@@ -87,6 +88,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     vouches_empty: bool = False
     calls_per_second: float = 5.0
     live: str = "poll"
+    one_stream: bool = False
     simulated: bool = False
 
     def can_serve(self, timeframe: Timeframe) -> bool:

@@ -30,6 +30,7 @@ class OhlcvQuery:
         start_ms: bars from here on, the first `limit` of them; None: the last `limit` before `end_ms`.
         end_ms: bars before here; None: now.
         carry: with a fill, the close of the bar before `start_ms`, from an earlier page.
+        settled_ms: minutes before here are known to be final, whatever the clock says: a stream told of them.
     """
 
     series: Series
@@ -40,6 +41,7 @@ class OhlcvQuery:
     include_forming: bool = False
     fill: Fill = Fill.NONE
     carry: float | None = None
+    settled_ms: int = 0
 
 
 @dataclass
@@ -76,11 +78,12 @@ class BarWalk:
         self._orchestrator = orchestrator
         self._listing = listing
         self._query = query
-        self._now_ms = now_ms
+        self._now_ms = now_ms = max(now_ms, query.settled_ms)
         self._tf = query.timeframe
         capabilities = listing.feed.capabilities if listing.feed else None
         self._page_size = capabilities.bars_per_call if capabilities else query.limit
-        self._final_ms = self._tf.floor(now_ms - (capabilities.settle_ms if capabilities else 0))
+        settling_ms = capabilities.settle_ms if capabilities else 0
+        self._final_ms = self._tf.floor(max(now_ms - settling_ms, query.settled_ms))
         self._end_ms = self._tf.ceil(now_ms if query.end_ms is None else min(query.end_ms, now_ms))
         self._stop_ms = min(self._end_ms, self._final_ms)
         self._closed = RangeSet()

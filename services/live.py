@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from domain.bar import Bar
-from domain.series import Series, Verdict
+from domain.series import Gap, Series, Verdict
 from domain.time_range import TimeRange
 from domain.timeframe import Timeframe
 
@@ -50,6 +50,23 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     bars: tuple[Bar, ...] = ()
     lost: tuple[LostRange, ...] = ()
     venue_ms: int | None = None
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """`lost`, as gaps."""
+        return [Gap(TimeRange(part.start_ms, part.end_ms), part.verdict) for part in self.lost]
+
+    def beginning_at(self, start_ms: int) -> "Settled":
+        """The part from an instant on."""
+        if start_ms <= self.start_ms:
+            return self
+        bars = tuple(bar for bar in self.bars if bar.ts >= start_ms)
+        lost = tuple(
+            LostRange(max(part.start_ms, start_ms), part.end_ms, part.verdict)
+            for part in self.lost
+            if part.end_ms > start_ms
+        )
+        return msgspec.structs.replace(self, start_ms=start_ms, bars=bars, lost=lost)
 
 
 class Forming(msgspec.Struct, frozen=True, tag="forming"):

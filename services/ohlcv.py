@@ -29,21 +29,22 @@ class OhlcvService:
             DatabaseUnavailableError: nothing can be answered now.
         """
         listing = await self._markets.find(query.series)
-        _check_timeframe(listing, query.timeframe)
+        check_timeframe(listing, query.timeframe)
         walk = BarWalk(self._orchestrator, listing, query, self._clock.now_ms())
         return await (walk.backward() if query.start_ms is None else walk.forward(query.start_ms))
 
     async def coverage(self, series: Series, timeframe: Timeframe, wanted: TimeRange) -> list[Tile]:
         """Verdicts that tile the buckets which start in `wanted`. Asks no provider for bars."""
         listing = await self._markets.find(series)
-        _check_timeframe(listing, timeframe)
+        check_timeframe(listing, timeframe)
         aligned = TimeRange(timeframe.ceil(wanted.start_ms), timeframe.ceil(wanted.end_ms))
         return await self._orchestrator.coverage(
             await self._orchestrator.ask(listing, timeframe, aligned, self._clock.now_ms())
         )
 
 
-def _check_timeframe(listing: Listing, timeframe: Timeframe) -> None:
+def check_timeframe(listing: Listing, timeframe: Timeframe) -> None:
+    """Raise `UnsupportedTimeframeError` where the provider has no bars of the timeframe, nor any to fold into it."""
     if listing.feed is None or listing.feed.capabilities.can_serve(timeframe):
         return
     offered = ", ".join(tf.value for tf in Timeframe if listing.feed.capabilities.can_serve(tf))
