@@ -12,13 +12,13 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from tenacity.wait import wait_random_exponential
 
 from domain.bar import Bar
-from domain.errors import CandleryError, DatabaseUnavailableError
+from domain.errors import DatabaseUnavailableError
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import MINUTE_MS, Timeframe
 from services.backfills import JobState
 from services.bar_store import BarStore
 from services.coverage import CONFIRM_AFTER_MS
-from services.database import Connection
+from services.database import Connection, FencedError
 from services.sql import load_queries
 
 _CLAIM_TURN = 0x0CA_2D20
@@ -29,10 +29,6 @@ REST_LIMIT_S = 300.0
 KEEP_TRIES = 5
 KEEP_PAUSE_S = 0.2
 KEEP_FOR_S = 5.0
-
-
-class FencedError(CandleryError):
-    """The chunk was given to another worker meanwhile."""
 
 
 class Claim(NamedTuple):

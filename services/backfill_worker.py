@@ -25,10 +25,11 @@ from plugins.base import (
     RateLimitPluginError,
     SymbolNotFoundPluginError,
 )
-from services.backfill_chunks import ChunkKeeper, ChunkStore, Claim, FencedError, JobRef
+from services.backfill_chunks import ChunkKeeper, ChunkStore, Claim, JobRef
 from services.backfill_plan import SEARCH, Planner
 from services.backfill_store import BackfillStore
 from services.bar_store import BarStore
+from services.database import FencedError
 from services.feed import DEFAULT_PAUSE_S
 from services.fetch import ErrandLimits, Fetch
 from services.listing_search import ListingSearch, search_timeframe

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 #: Rows in one upsert statement; measured best between 2,000 and 10,000.
 ROWS_PER_STATEMENT = 5_000
-#: From so many bars on it is worth to look whether their stretch holds none yet, and to copy them in.
+#: From so many bars on it is worth to look whether their stretch is untouched yet, and to copy them in.
 COPY_FROM = 50
 _COLUMNS = ("series_id", "ts", "open", "high", "low", "close", "volume")
 
@@ -236,7 +236,7 @@ class BarStore:
             return (await self._upsert(db, series_id, timeframe, bars))[0]
         await self.rollups.writing(db)
         span = TimeRange(bars[0].ts, Timeframe.M1.next(bars[-1].ts))
-        if len(bars) >= COPY_FROM and not await db.fetchval(self._sql["any_minute"], series_id, *span):
+        if len(bars) >= COPY_FROM and await db.fetchval(self._sql["may_copy"], series_id, *span):
             rows = [(series_id, b.ts, b.open, b.high, b.low, b.close, b.volume) for b in bars]
             await db.copy_records_to_table("bars_1m", records=rows, columns=_COLUMNS)
             await self.rollups.touched(db, series_id, span)

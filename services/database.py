@@ -4,6 +4,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from domain.errors import CandleryError
+
+
+class FencedError(CandleryError):
+    """What this was to be written under a claim of was given to another meanwhile."""
+
 
 class Connection(Protocol):
     """What is used of an asyncpg connection."""

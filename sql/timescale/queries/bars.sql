@@ -1,5 +1,6 @@
 -- name: upsert_minutes
--- $1 series, $2.. columns. A bar that stands with other values goes to the revision log first.
+-- $1 series, $2.. columns. A bar that stands with other values goes to the revision log first. So does a new one of a
+-- minute that a live follower had closed: nothing stood there.
 WITH incoming AS (
     SELECT * FROM unnest($2::timestamptz[], $3::float8[], $4::float8[], $5::float8[], $6::float8[], $7::float8[])
         AS t (ts, open, high, low, close, volume)
@@ -19,13 +20,20 @@ WITH incoming AS (
             close = excluded.close, volume = excluded.volume
         WHERE (bars_1m.open, bars_1m.high, bars_1m.low, bars_1m.close, bars_1m.volume)
             IS DISTINCT FROM (excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume)
-    RETURNING ts
+    RETURNING ts, open, high, low, close, volume
+), late AS (
+    INSERT INTO bar_revisions (series_id, timeframe, ts, old_bar, new_bar)
+    SELECT $1, '1m', w.ts, '{}', ARRAY[w.open, w.high, w.low, w.close, w.volume]
+    FROM live_feeds f JOIN written w ON w.ts >= f.began AND w.ts < f.settled
+    WHERE f.series_id = $1 AND f.began <= $9 AND f.settled > $8 AND NOT EXISTS (SELECT 1 FROM revised r WHERE r.ts = w.ts)
 )
 SELECT (SELECT count(*) FROM written) AS written, (SELECT count(*) FROM revised) AS revised,
        (SELECT min(ts) FROM written) AS first_ts, (SELECT max(ts) FROM written) AS last_ts;
 
--- name: any_minute
-SELECT EXISTS (SELECT 1 FROM bars_1m WHERE series_id = $1 AND ts >= $2 AND ts < $3);
+-- name: may_copy
+-- Whether bars of [$2, $3) need no look at each: none is there, and no live follower had closed a minute of it.
+SELECT NOT EXISTS (SELECT 1 FROM bars_1m WHERE series_id = $1 AND ts >= $2 AND ts < $3)
+   AND NOT EXISTS (SELECT 1 FROM live_feeds WHERE series_id = $1 AND began < $3 AND settled > $2);
 
 -- name: upsert_native
 WITH incoming AS (
