@@ -1,0 +1,136 @@
+"""WebSockets beneath the application: what Hypercorn's own are missing where clients are many, slow or hostile.
+
+* No permessage-deflate: it is negotiated with everybody who offers it, and takes some 300 KB a client.
+* A message that is too large ends the connection; Hypercorn goes on collecting it.
+* Pongs count as a sign of life; Hypercorn drops them without a word.
+* Frames are written without a task, a lock and five objects each, and a client that reads nothing can be cut off.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from hypercorn.protocol import h2, h11
+from hypercorn.protocol.events import Event, Request, StreamClosed
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WSStream
+from wsproto.connection import ConnectionState
+from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.utilities import LocalProtocolError
+
+from blueprints.stream_link import LINK
+
+_EXTENSIONS = b"sec-websocket-extensions"
+_TOO_BIG = 1009
+
+
+def install() -> None:
+    """Let Hypercorn make its WebSockets of this kind."""
+    for module in (h11, h2):
+        module.WSStream = LinkedStream  # type: ignore[attr-defined]
+
+
+def _nothing() -> None:
+    """Nobody listens yet."""
+
+
+class LinkedStream(WSStream):
+    """A WebSocket that is its application's `Link`, over HTTP/1.1; over HTTP/2 there is none."""
+
+    def __init__(self, app: Any, *args: Any) -> None:
+        """Take what Hypercorn gives."""
+        super().__init__(app, *args)
+        self._app = app
+        self.app = self._with_link
+        self._loop = asyncio.get_running_loop()
+        self._is_closing = False
+        self.heard_s = self._loop.time()
+        self.on_frame: Callable[[], None] = _nothing
+        self.on_too_big: Callable[[], None] = _nothing
+        owner = getattr(self.send, "__self__", None)
+        self._writer = cast("asyncio.StreamWriter", owner.send.__self__.writer) if type(owner) is h11.H11Protocol else None
+
+    async def _with_link(self, scope: Any, *rest: Any) -> None:
+        if self._writer is not None:
+            scope["extensions"][LINK] = self
+        await self._app(scope, *rest)
+
+    async def handle(self, event: Event) -> None:
+        """Take an event of the connection."""
+        if isinstance(event, Request):
+            event.headers = [(name, value) for name, value in event.headers if name.lower() != _EXTENSIONS]
+        await super().handle(event)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the client reads less than it was sent."""
+        transport = self._transport
+        return transport.get_write_buffer_size() > transport.get_write_buffer_limits()[1]
+
+    def write(self, frames: bytes) -> None:
+        """Send whole frames."""
+        if self.state is ASGIWebsocketState.CONNECTED and not self._is_closing and not self._transport.is_closing():
+            self._transport.write(frames)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken what it was sent."""
+        assert self._writer is not None
+        await self._writer.drain()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a closing frame, once."""
+        with suppress(LocalProtocolError):
+            frame = self.connection.send(CloseConnection(code=code, reason=reason))
+            self.write(frame)
+        self._is_closing = True
+        self.buffer.clear()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._transport.abort()
+
+    @property
+    def _transport(self) -> asyncio.WriteTransport:
+        assert self._writer is not None
+        return self._writer.transport
+
+    async def _handle_events(self) -> None:
+        self.heard_s = self._loop.time()
+        for event in self.connection.events():
+            if isinstance(event, TextMessage | BytesMessage):
+                await self._take(event)
+            elif isinstance(event, CloseConnection):
+                await self._end(event)
+            else:
+                self.on_frame()
+                if isinstance(event, Ping):
+                    await self._send_wsproto_event(event.response())
+
+    async def _take(self, event: TextMessage | BytesMessage) -> None:
+        """A message, or a part of one."""
+        if self._is_closing:
+            return
+        try:
+            self.buffer.extend(event)
+        except FrameTooLargeError:
+            self.buffer.clear()
+            self.on_too_big()
+            if not self._is_closing:
+                self.close(_TOO_BIG, "")
+            return
+        if not event.message_finished:
+            self.on_frame()
+            return
+        message = self.buffer.to_message()
+        self.buffer.clear()
+        assert self.app_put is not None
+        await self.app_put(message)
+
+    async def _end(self, event: CloseConnection) -> None:
+        """The client has closed it, or spoken nonsense."""
+        if self.connection.state is ConnectionState.REMOTE_CLOSING:
+            await self._send_wsproto_event(event.response())
+        elif self.connection.state is ConnectionState.OPEN:
+            self.write(self.connection.send(CloseConnection(code=event.code)))
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
