@@ -21,7 +21,7 @@ class SubscriptionRegistry:
 
     def __init__(self, *, grace_s: float) -> None:
         """Take how long a channel without users is kept: a client that reconnects finds it as it was."""
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         self._entries: dict[int, _Entry] = {}
 
     def __iter__(self) -> Iterator[LiveChannel]:
@@ -53,6 +53,6 @@ class SubscriptionRegistry:
 
     def expire(self) -> list[LiveChannel]:
         """Forget the channels that nobody has used for the grace period; return them."""
-        before_s = time.monotonic() - self._grace_s
+        before_s = time.monotonic() - self.grace_s
         gone = [id_ for id_, entry in self._entries.items() if not entry.users and entry.left_s <= before_s]
         return [self._entries.pop(series_id).channel for series_id in gone]
