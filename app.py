@@ -10,9 +10,11 @@ from quart_cors import cors
 from app_extensions import error_mapping, metrics, request_context
 from app_extensions.metrics import HttpMetrics
 from app_extensions.supervisor import Supervisor
+from app_extensions.websocket_connection import WebsocketConnection
 from app_extensions.wiring import Services, running_services
-from blueprints import backfills, coverage, health, listings, ohlcv, root, series
-from blueprints.context import EXTENSION, STOPPING
+from blueprints import backfills, coverage, health, listings, ohlcv, root, series, stream
+from blueprints.context import EXTENSION, STOPPING, STREAM
+from blueprints.stream_hub import StreamHub
 from config import BaseConfig
 
 _EXPOSED = ("ETag", "Location", "Retry-After", "Server-Timing", "X-Candlery-Simulated", "X-Request-ID")
@@ -23,13 +25,15 @@ def create_app(config: BaseConfig, services: Services | None = None) -> Quart:
     """The application, with the services given, or with its own that live as long as it serves."""
     app = Quart("candlery", static_folder=None)
     app.url_map.merge_slashes = False
+    app.asgi_websocket_class = WebsocketConnection
     if services is not None:
         app.extensions[EXTENSION] = services
     app.extensions[STOPPING] = asyncio.Event()
+    app.extensions[STREAM] = StreamHub(config, error_mapping.explain)
     request_context.install(app)
     error_mapping.install(app)
     meters = metrics.install(app)
-    for module in (root, health, listings, ohlcv, coverage, series, backfills):
+    for module in (root, health, listings, ohlcv, coverage, series, backfills, stream):
         app.register_blueprint(module.blueprint)
     _allow_origins(app, config)
     _live(app, config, meters)
@@ -62,4 +66,6 @@ def _live(app: Quart, config: BaseConfig, meters: HttpMetrics) -> None:
             supervisor = Supervisor()
             stack.push_async_callback(supervisor.close)
             supervisor.every(_LAG_INTERVAL_S, "measure event loop lag", meters.measure_lag)
+            hub = app.extensions[STREAM]
+            supervisor.every(hub.tick_s, "look after stream clients", hub.tick)
             yield

@@ -135,6 +135,35 @@ class BaseConfig:
         float, kinds.number("How often watched series are looked at for holes", float, 1, 86_400)
     ] = 300.0
 
+    stream_max_clients: Annotated[int, kinds.number("Most WebSocket clients at once", int, 1, 1_000_000)] = 10_000
+    stream_max_subscriptions: Annotated[
+        int, kinds.number("Most subscriptions of one WebSocket client", int, 1, 100_000)
+    ] = 500
+    stream_queue_items: Annotated[
+        int, kinds.number("Most messages that wait for one client; one more closes it with 4008", int, 10, 1_000_000)
+    ] = 10_000
+    stream_queue_bytes: Annotated[
+        int, kinds.number("Most bytes that wait for one client; more close it with 4008", int, 1 << 17, 1 << 30)
+    ] = 8 << 20
+    stream_message_bytes: Annotated[
+        int, kinds.number("Longest message that a WebSocket client may send", int, 1 << 10, 1 << 24)
+    ] = 64 << 10
+    stream_message_rate: Annotated[
+        float, kinds.number("Messages a second that a WebSocket client may send", float, 0.1, 100_000)
+    ] = 50.0
+    stream_message_burst: Annotated[
+        int, kinds.number("Messages that a WebSocket client may send at once", int, 1, 1_000_000)
+    ] = 1_000
+    stream_timeout_s: Annotated[
+        float, kinds.number("A client that answers no ping, or takes nothing, for so long is cut off", float, 20, 3_600)
+    ] = 60.0
+    stream_grace_s: Annotated[
+        float, kinds.number("How long a live series is followed after its last client left", float, 0, 86_400)
+    ] = 30.0
+    stream_lease_s: Annotated[
+        float, kinds.number("After so long without a sign of life another server follows its series", float, 1, 60)
+    ] = 5.0
+
     demo_seed: Annotated[int, kinds.number("Seed of the simulated market", int, 0, 2**63 - 1)] = 1
     retention_days: Annotated[int, kinds.number("Bars older than this are dropped; 0: never", int, 0, 36_500)] = 0
     compress_after_days: Annotated[

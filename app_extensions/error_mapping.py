@@ -7,13 +7,14 @@ from math import ceil
 from typing import NamedTuple
 
 import msgspec
-from quart import Quart, Response, request
+from quart import Quart, Response, has_request_context, request, websocket
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app_extensions.logging_setup import mask, request_id_var
 from app_extensions.request_context import MAX_BODY_BYTES
 from blueprints.errors import FeatureNotSupportedError, UnsupportedMediaTypeError
 from blueprints.health import UnhealthyError
+from blueprints.stream_hub import Problem as StreamProblem
 from domain.errors import (
     CandleryError,
     ConflictError,
@@ -96,6 +97,17 @@ def install(app: Quart) -> None:
     app.register_error_handler(Exception, _answer)
 
 
+def explain(error: Exception) -> StreamProblem:
+    """An error for the stream, which has no status: its code, words, and the parameter that is wrong."""
+    problem = problem_of(error)
+    if problem is INTERNAL:
+        log.error("a request on a stream failed", exc_info=error)
+    elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("a request on a stream: %s: %s", problem.code, error)
+    parameter = error.parameter if isinstance(error, InvalidParameterError) else None
+    return StreamProblem(problem.code, _detail(error, problem), parameter)
+
+
 async def _answer(error: Exception) -> Response:
     problem = problem_of(error)
     _log(error, problem)
@@ -119,9 +131,14 @@ async def _answer(error: Exception) -> Response:
 
 def _log(error: Exception, problem: Problem) -> None:
     if problem is INTERNAL:
-        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        log.error("%s failed", _asked(), exc_info=error)
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("%s %s: %s: %s", request.method, request.path, problem.code, error)
+        log.warning("%s: %s: %s", _asked(), problem.code, error)
+
+
+def _asked() -> str:
+    """Method and path; the handshake of a WebSocket is a GET."""
+    return f"{request.method} {request.path}" if has_request_context() else f"GET {websocket.path}"
 
 
 def _detail(error: Exception, problem: Problem) -> str | None:
@@ -133,7 +150,7 @@ def _detail(error: Exception, problem: Problem) -> str | None:
     else:
         text = {
             "not_found": "There is nothing at this path.",
-            "method_not_allowed": f"{request.method} is not possible here.",
+            "method_not_allowed": f"{_asked().partition(' ')[0]} is not possible here.",
             "body_too_large": f"The request's body is larger than {MAX_BODY_BYTES >> 20} MiB.",
             "unsupported_media_type": "The request's body is of a kind that is not understood.",
         }.get(problem.code, "The request cannot be understood.")

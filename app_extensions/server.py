@@ -16,9 +16,10 @@ from hypercorn.asyncio import serve as serve_hypercorn
 from hypercorn.config import Config as HypercornConfig
 
 from app import create_app
+from app_extensions import websocket_protocol
 from app_extensions.logging_setup import route_hypercorn
 from app_extensions.wiring import Services, running_services
-from blueprints.context import STOPPING
+from blueprints.context import STOPPING, STREAM
 from config import BaseConfig
 from domain.errors import CandleryError
 
@@ -31,6 +32,8 @@ CLOSING_S = 1.0
 FORCE_AFTER_S = 0.8
 #: A client that takes nothing for so long is cut off.
 USER_TIMEOUT_MS = 30_000
+#: The kernel holds so much for a client that reads slowly, and not megabytes: what is too old is known here.
+NOTSENT_BYTES = 128 << 10
 KEEP_ALIVE_S = 75
 #: For the request line and headers: a page token for many symbols is long.
 MAX_HEAD_BYTES = 64 << 10
@@ -134,6 +137,8 @@ def _bound(family: int, target: tuple[Any, ...]) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
         sock.bind(target)
     except OSError:
         sock.close()
@@ -190,6 +195,8 @@ async def _serve(
     app = InFlight(web, ready=lambda: _announce(address))
     grace_s = max(0.0, config.shutdown_timeout_s - CLOSING_S)
     settings = _settings(listening, grace_s)
+    settings.websocket_max_message_size = config.stream_message_bytes
+    websocket_protocol.install()
     serving = asyncio.create_task(
         serve_hypercorn(app, settings, shutdown_trigger=stop.wait, mode="asgi"), name="http server"
     )
@@ -198,6 +205,7 @@ async def _serve(
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
             asyncio.get_running_loop().set_exception_handler(_but_cancellations)
+            web.extensions[STREAM].stop()
             await app.drain(grace_s)
             await asyncio.wait({serving}, timeout=CLOSING_S / 2)
     finally:

@@ -9,11 +9,13 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
 from hypercorn.protocol import h2, h11
 from hypercorn.protocol.events import Event, Request, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WSStream
+from hypercorn.typing import AppWrapper
 from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
@@ -41,14 +43,13 @@ class LinkedStream(WSStream):
         """Take what Hypercorn gives."""
         super().__init__(app, *args)
         self._app = app
-        self.app = self._with_link
+        self.app = cast("AppWrapper", self._with_link)
         self._loop = asyncio.get_running_loop()
         self._is_closing = False
         self.heard_s = self._loop.time()
-        self.on_frame: Callable[[], None] = _nothing
+        self.on_frame: Callable[[], object] = _nothing
         self.on_too_big: Callable[[], None] = _nothing
-        owner = getattr(self.send, "__self__", None)
-        self._writer = cast("asyncio.StreamWriter", owner.send.__self__.writer) if type(owner) is h11.H11Protocol else None
+        self._writer = _writer_behind(self.send)
 
     async def _with_link(self, scope: Any, *rest: Any) -> None:
         if self._writer is not None:
@@ -58,7 +59,8 @@ class LinkedStream(WSStream):
     async def handle(self, event: Event) -> None:
         """Take an event of the connection."""
         if isinstance(event, Request):
-            event.headers = [(name, value) for name, value in event.headers if name.lower() != _EXTENSIONS]
+            headers = [(name, value) for name, value in event.headers if name.lower() != _EXTENSIONS]
+            event = replace(event, headers=headers)
         await super().handle(event)
 
     @property
@@ -134,3 +136,11 @@ class LinkedStream(WSStream):
             self.write(self.connection.send(CloseConnection(code=event.code)))
         await self.send(StreamClosed(stream_id=self.stream_id))
 
+
+def _writer_behind(send: Any) -> asyncio.StreamWriter | None:
+    """Where a stream's `send` ends up; None where other streams share the connection."""
+    protocol = send.__self__
+    if type(protocol) is not h11.H11Protocol:
+        return None
+    server: Any = cast("Any", protocol.send).__self__
+    return cast("asyncio.StreamWriter", server.writer)

@@ -7,18 +7,24 @@ from typing import Any, Protocol, cast
 
 from quart import current_app
 
+from blueprints.stream_hub import StreamHub
 from domain.clock import Clock
 from domain.errors import IncompleteError
 from services.backfills import BackfillRequest, Job, Plan
 from services.cache_manager import Cache
+from services.live import LiveQuery, Sink
 from services.market_service import MarketService
 from services.ohlcv import OhlcvService
 from services.series_summary import SeriesSummaries
+from services.subscription import Subscription
+from services.subscription_service import SeriesOverview
 
 #: Under this name the application holds its services.
 EXTENSION = "candlery"
 #: Under this name it holds the event that is set when the server begins to end.
 STOPPING = "candlery.stopping"
+#: Under this name it holds the `StreamHub`, which knows the clients of the stream.
+STREAM = "candlery.stream"
 
 
 class HttpSettings(Protocol):
@@ -42,6 +48,11 @@ class HttpSettings(Protocol):
     @property
     def request_timeout_s(self) -> float:
         """For one request of a client."""
+        ...
+
+    @property
+    def cors_origins(self) -> Sequence[str]:
+        """Origins whose pages may call."""
         ...
 
 
@@ -106,6 +117,18 @@ class Backfills(Protocol):
         ...
 
 
+class Subscriptions(Protocol):
+    """Live bars; see `services.subscription_service.SubscriptionService`, which says what each raises."""
+
+    async def subscribe(self, query: LiveQuery, sink: Sink) -> Subscription:
+        """A subscription that tells the sink when it is run."""
+        ...
+
+    def overview(self) -> list[SeriesOverview]:
+        """Every live series of this process."""
+        ...
+
+
 class HttpServices(Protocol):
     """The part of the services that handlers use."""
 
@@ -154,6 +177,11 @@ class HttpServices(Protocol):
         """Backfill jobs."""
         ...
 
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """Live bars."""
+        ...
+
 
 def services() -> HttpServices:
     """The services of the application that handles the current request."""
@@ -163,6 +191,11 @@ def services() -> HttpServices:
 def stopping() -> asyncio.Event:
     """Set when the server begins to end: answers that would go on for ever must end now."""
     return cast("asyncio.Event", current_app.extensions[STOPPING])
+
+
+def stream_hub() -> StreamHub:
+    """All clients of the stream."""
+    return cast("StreamHub", current_app.extensions[STREAM])
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from blueprints import stream_messages as messages
@@ -44,10 +45,6 @@ class Source(Protocol):
 
     async def subscribe(self, query: LiveQuery, sink: Sink) -> Subscription:
         """A subscription that tells the sink when it is run."""
-        ...
-
-    def is_simulated(self, series: Series) -> bool:
-        """Whether the bars are made up."""
         ...
 
 
@@ -103,14 +100,17 @@ class ClientSubscription:
 class StreamClient:
     """Nothing here waits but `leave()`: the handler hands in messages, subscriptions tell, the hub lets it write."""
 
-    def __init__(self, hub: StreamHub, link: Link, source: Source, clock: Clock) -> None:
-        """Join the clients."""
+    def __init__(
+        self, hub: StreamHub, link: Link, source: Source, clock: Clock, *, is_simulated: Callable[[Series], bool]
+    ) -> None:
+        """Join the clients. `is_simulated`: whether the bars of a series are made up."""
         settings = hub.settings
         self.slot = hub.next_slot()
         self.outbox = Outbox(
             max_items=settings.stream_queue_items, max_bytes=settings.stream_queue_bytes, low_bytes=LOW_BYTES
         )
         self._hub, self._link, self._source, self._clock = hub, link, source, clock
+        self._is_simulated = is_simulated
         self._loop = asyncio.get_running_loop()
         self._box = Mailbox("")
         self._subscriptions: dict[str, ClientSubscription] = {}
@@ -140,8 +140,7 @@ class StreamClient:
         try:
             asked = messages.parse(text, now_ms=now_ms, max_last=max_last)
         except messages.BadMessageError as exc:
-            assert isinstance(exc.__cause__, Exception)
-            self._explain(exc.__cause__, exc.id)
+            self._explain(exc.fault, exc.id)
             return
         self._do(asked)
 
@@ -263,7 +262,7 @@ class StreamClient:
         try:
             async with self._openings:
                 made.held = await self._subscribed(made)
-            made.is_simulated = self._source.is_simulated(made.query.series)
+            made.is_simulated = self._is_simulated(made.query.series)
             async with self._snapshots:
                 await made.held.run()
         except Exception as exc:  # noqa: BLE001 - the edge of a task; whoever explains it logs it

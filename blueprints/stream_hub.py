@@ -147,7 +147,7 @@ class StreamHub:
         self.subscriptions = 0
         self.sent = 0
         self.conflated = 0
-        self.disconnects: Counter[Leave] = Counter({leave: 0 for leave in Leave})
+        self.disconnects: Counter[Leave] = Counter(dict.fromkeys(Leave, 0))
         self.lag_counts = [0] * (len(LAG_BOUNDS_S) + 1)
         self.lag_sum_s = 0.0
         self._numbers = count()

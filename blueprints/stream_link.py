@@ -24,7 +24,7 @@ class Link(Protocol):
     #: By the loop's clock: when anything was heard of the client last.
     heard_s: float
     #: Told of each frame that is no whole message, and of a message that is too large.
-    on_frame: Callable[[], None]
+    on_frame: Callable[[], object]
     on_too_big: Callable[[], None]
 
     @property

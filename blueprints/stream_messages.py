@@ -53,26 +53,26 @@ Request = Subscribe | Unsubscribe | Ping | Auth
 
 
 class BadMessageError(Exception):
-    """A message is wrong; `__cause__` says what, `id` whose it would have been, where that can be read."""
+    """A message is wrong; `fault` says what, `id` whose it would have been, where that can be read."""
 
-    def __init__(self, subscription_id: str | None) -> None:
-        """Take the id that the client gave."""
-        super().__init__(subscription_id)
-        self.id = subscription_id
+    def __init__(self, fault: InvalidParameterError | UnsupportedTimeframeError, subscription_id: str | None) -> None:
+        """Take what is wrong, and the id that the client gave."""
+        super().__init__(fault.detail)
+        self.fault, self.id = fault, subscription_id
 
 
 def parse(text: str | bytes, *, now_ms: int, max_last: int) -> Request:
     """What a message asks for.
 
     Raises:
-        BadMessageError: from an InvalidParameterError or an UnsupportedTimeframeError.
+        BadMessageError: it is wrong.
     """
     values: dict[str, object] = {}
     try:
         values = _decoded(text)
         return _request(values, now_ms=now_ms, max_last=max_last)
     except (InvalidParameterError, UnsupportedTimeframeError) as exc:
-        raise BadMessageError(_readable(values.get("id"))) from exc
+        raise BadMessageError(exc, _readable(values.get("id"))) from exc
 
 
 def _readable(given: object) -> str | None:
