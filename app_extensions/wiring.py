@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from uuid import uuid4
 
 from app_extensions.db_pool import DatabasePool
 from app_extensions.embedded_postgres import EmbeddedPostgres
@@ -20,6 +21,7 @@ from services.backfill_plan import Planner
 from services.backfill_store import BackfillStore
 from services.backfill_worker import BackfillWorkers
 from services.bar_store import BarStore
+from services.broadcast_manager import BroadcastManager, MemoryBroadcast
 from services.cache_manager import Cache, MemoryCache
 from services.coverage import CoverageLedger
 from services.data_orchestrator import DataOrchestrator
@@ -28,11 +30,14 @@ from services.data_sources.cache_source import CacheSource
 from services.data_sources.db_source import DbSource
 from services.data_sources.plugin_source import PluginSource
 from services.data_sources.provisional_source import ProvisionalSource
+from services.followers import Followers
 from services.healing import Healer
 from services.listing_search import ListingSearch
+from services.live_store import FeedClaim, LiveStore
 from services.market_service import MarketService, ProviderSettings
 from services.ohlcv import OhlcvService
 from services.rechecks import Rechecker
+from services.redis_broadcast import RedisBroadcast
 from services.redis_cache import RedisCache
 from services.retention import Retention
 from services.rollups import PlainRollups, Rollups, TimescaleRollups
@@ -40,7 +45,11 @@ from services.series_summary import SeriesSummaries
 from services.series_totals import SeriesTotals
 from services.session_store import StoredSessionRepository
 from services.sessions import SessionService
+from services.subscription_registry import SubscriptionRegistry
+from services.subscription_service import SubscriptionService
+from services.subscription_worker import SubscriptionWorker
 from services.turns import Turns
+from services.upstream import Pollers
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +80,8 @@ class Services:
     backfills: BackfillManager
     backfill_workers: BackfillWorkers
     rechecker: Rechecker
+    subscriptions: SubscriptionService
+    broadcast: BroadcastManager
 
 
 @asynccontextmanager
@@ -107,13 +118,16 @@ async def running_services(
             stack.push_async_callback(supervisor.close)
             _start_chores(supervisor, services)
             await stack.enter_async_context(services.backfill_workers.running())
+            stack.push_async_callback(services.subscriptions.close)
+            await services.subscriptions.open()
         yield services
 
 
 async def _assemble(
     config: BaseConfig, clock: Clock, database: DatabasePool, store: BarStore, stack: AsyncExitStack
 ) -> Services:
-    cache = await _cache(config, clock, database, stack)
+    redis = await _redis(config, stack)
+    cache = await _cache(config, clock, database, stack, redis=redis)
     loader = PluginLoader(_loader_options(config))
     loader.load()
     markets = MarketService(loader, store, _provider_settings(config), clock)
@@ -145,6 +159,11 @@ async def _assemble(
         lanes=config.backfill_jobs,
         attempts=config.backfill_attempts,
     )
+    ohlcv = OhlcvService(markets, orchestrator, clock)
+    broadcast = await _broadcast(database, redis)
+    subscriptions = _subscriptions(
+        config, clock, store, markets=markets, ohlcv=ohlcv, sessions=sessions, cache=cache, broadcast=broadcast
+    )
     return Services(
         config=config,
         clock=clock,
@@ -153,12 +172,51 @@ async def _assemble(
         cache=cache,
         loader=loader,
         markets=markets,
-        ohlcv=OhlcvService(markets, orchestrator, clock),
+        ohlcv=ohlcv,
         summaries=summaries,
         totals=SeriesTotals(summaries),
         backfills=BackfillManager(jobs, planner, workers, clock),
         backfill_workers=workers,
         rechecker=Rechecker(store, markets, listings, clock, turns=turns, calls_per_run=config.recheck_calls),
+        subscriptions=subscriptions,
+        broadcast=broadcast,
+    )
+
+
+def _subscriptions(
+    config: BaseConfig,
+    clock: Clock,
+    store: BarStore,
+    *,
+    markets: MarketService,
+    ohlcv: OhlcvService,
+    sessions: SessionService,
+    cache: Cache,
+    broadcast: BroadcastManager,
+) -> SubscriptionService:
+    live, pollers = LiveStore(store, str(uuid4()), lease_s=config.stream_lease_s), Pollers()
+
+    def follower(claim: FeedClaim) -> SubscriptionWorker:
+        return SubscriptionWorker(
+            claim,
+            markets=markets,
+            ohlcv=ohlcv,
+            store=live,
+            cache=cache,
+            publish=broadcast.publish,
+            clock=clock,
+            sessions=sessions,
+            pollers=pollers,
+        )
+
+    return SubscriptionService(
+        markets,
+        ohlcv,
+        live,
+        clock,
+        broadcast=broadcast,
+        followers=Followers(follower),
+        registry=SubscriptionRegistry(grace_s=config.stream_grace_s),
     )
 
 
@@ -194,14 +252,32 @@ async def _rollups(config: BaseConfig, pool: DatabasePool, clock: Clock) -> Roll
     return TimescaleRollups(pool, clock)
 
 
-async def _cache(config: BaseConfig, clock: Clock, database: DatabasePool, stack: AsyncExitStack) -> Cache:
+async def _broadcast(database: DatabasePool, redis: RedisManager | None) -> BroadcastManager:
+    if redis is None:
+        return MemoryBroadcast()
+    return RedisBroadcast(redis.client, namespace=await _namespace(database))
+
+
+async def _redis(config: BaseConfig, stack: AsyncExitStack) -> RedisManager | None:
+    if not config.redis_url:
+        return None
+    redis = RedisManager(config.redis_url, timeout_s=config.redis_timeout_s)
+    await redis.open()
+    stack.push_async_callback(redis.close)
+    return redis
+
+
+async def _namespace(database: DatabasePool) -> str:
+    """What servers of several databases that share a Redis keep apart by."""
+    return f"candlery:{await database_identity(database)}"
+
+
+async def _cache(
+    config: BaseConfig, clock: Clock, database: DatabasePool, stack: AsyncExitStack, *, redis: RedisManager | None
+) -> Cache:
     cache: Cache
-    if config.redis_url:
-        redis = RedisManager(config.redis_url, timeout_s=config.redis_timeout_s)
-        await redis.open()
-        stack.push_async_callback(redis.close)
-        namespace = f"candlery:{await database_identity(database)}"
-        timeout_s = 2 * config.redis_timeout_s
+    if redis is not None:
+        namespace, timeout_s = await _namespace(database), 2 * config.redis_timeout_s
         cache = RedisCache(redis.client, ttl_s=config.cache_ttl_s, namespace=namespace, timeout_s=timeout_s)
     else:
         cache = MemoryCache(max_bytes=config.cache_bytes, ttl_s=config.cache_ttl_s, clock=clock)

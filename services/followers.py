@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from services.live import FeedState
 from services.live_store import FeedClaim
 
 log = logging.getLogger(__name__)
@@ -17,9 +16,15 @@ STOP_S = 2.0
 class Follower(Protocol):
     """Follows one series; see `services.subscription_worker.SubscriptionWorker`."""
 
-    state: FeedState
-    reconnects: int
-    heals: int
+    @property
+    def reconnects(self) -> int:
+        """How often its upstream was connected again."""
+        ...
+
+    @property
+    def heals(self) -> int:
+        """How often something missed was fetched."""
+        ...
 
     async def run(self) -> None:
         """Follow until cancelled, or until the lease is another's."""
