@@ -1,4 +1,4 @@
-"""What every broadcast keeps, in memory and through a real Redis: each process is told, once, in order, and never waits."""
+"""What every broadcast keeps, in memory and through a real Redis: each process is told once and in order."""
 
 import asyncio
 import time
