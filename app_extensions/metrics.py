@@ -4,17 +4,19 @@ import asyncio
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from time import perf_counter
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 from quart import Quart, Response, g, request
 
-from blueprints.context import EXTENSION
+from blueprints.context import EXTENSION, STREAM
 from blueprints.params import Params
+from blueprints.stream_hub import LAG_BOUNDS_S, StreamHub
 
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
@@ -72,6 +74,7 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of now."""
+        yield from _stream(self._app.extensions[STREAM])
         services: Any = self._app.extensions.get(EXTENSION)
         if services is None:
             return
@@ -147,6 +150,24 @@ def _backfills(services: Any) -> Iterable[Metric]:
     for result, count in services.backfills.chunks_finished.items():
         finished.add_metric((result,), count)
     yield finished
+
+
+def _stream(hub: StreamHub) -> Iterable[Metric]:
+    yield GaugeMetricFamily("candlery_stream_clients", "WebSocket clients", value=len(hub.clients))
+    yield GaugeMetricFamily("candlery_stream_subscriptions", "Their subscriptions", value=hub.subscriptions)
+    yield CounterMetricFamily("candlery_stream_messages_sent", "Messages sent to them", value=hub.sent)
+    yield CounterMetricFamily(
+        "candlery_stream_forming_conflated", "Forming bars left out for a newer one", value=hub.conflated
+    )
+    gone = CounterMetricFamily("candlery_stream_disconnects", "Clients that left or had to", labels=("reason",))
+    for leave, count in hub.disconnects.items():
+        gone.add_metric((leave.label,), count)
+    yield gone
+    bounds = (*map(str, LAG_BOUNDS_S), "+Inf")
+    buckets = list(zip(bounds, accumulate(hub.lag_counts), strict=True))
+    lag = HistogramMetricFamily("candlery_stream_bar_lag_seconds", "From the venue's clock to a client's socket")
+    lag.add_metric((), buckets, sum_value=hub.lag_sum_s)
+    yield lag
 
 
 def _cache(services: Any) -> Iterable[Metric]:

@@ -3,21 +3,28 @@
 from typing import Any
 
 from quart.asgi import ASGIWebsocketConnection
+from werkzeug.datastructures import Headers
 
-from blueprints.stream_link import ClientGoneError
+from blueprints.stream_link import STAY, ClientGoneError
 
 
 class WebsocketConnection(ASGIWebsocketConnection):
-    """Runs the handler in the server's own task. It gets messages when it asks for them, straight from the server.
+    """Runs everything in the server's own task, and gets messages from the server when they are asked for.
 
-    A handler must await `websocket.receive()` all the time: that is how it learns, by a `ClientGoneError`, that the
-    client has gone, and nobody cancels it.
+    A handler either refuses the handshake, or leaves in the scope, as `STAY`, what is to be run with the client once
+    the handshake is done: Quart's request and its contexts, some 6 KB a client, are gone by then.
     """
 
     async def __call__(self, receive: Any, send: Any) -> None:
         """Serve the connection to its end."""
-        self.queue = _Incoming(receive)  # type: ignore[assignment]
+        incoming = _Incoming(receive)
+        self.queue = incoming  # type: ignore[assignment]
         await self.handle_websocket(self._create_websocket_from_scope(send), send)
+        scope: Any = self.scope
+        stay = scope.pop(STAY, None)
+        if stay is not None:
+            await self.accept_connection(send, Headers(), None)
+            await stay(incoming.get)
 
 
 class _Incoming:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from blueprints.context import services, stream_hub
 from blueprints.params import Params
 from blueprints.stream_client import StreamClient
 from blueprints.stream_hub import Leave
-from blueprints.stream_link import LINK, ClientGoneError, Link
+from blueprints.stream_link import LINK, STAY, ClientGoneError, Link, Receive
 from domain.series import Series
 from services.market_service import MarketService
 from services.subscription_service import SeriesOverview
@@ -62,24 +63,29 @@ async def get_subscriptions() -> Response:
 @blueprint.websocket("/stream")
 @cors_exempt  # its own check would refuse our own pages
 async def stream() -> Response | None:
-    """Serve one client to its end."""
-    link = cast("Link | None", cast("dict[str, Any]", websocket.scope)["extensions"].get(LINK))
+    """Refuse the client, or leave what serves it."""
+    scope = cast("dict[str, Any]", websocket.scope)
+    link = cast("Link | None", scope["extensions"].get(LINK))
     refusal = _refusal(link)
-    if refusal is not None or link is None:
-        return refusal
-    await websocket.accept()
-    use = services()
-    client = StreamClient(stream_hub(), link, use.subscriptions, use.clock, is_simulated=_is_simulated(use.markets))
-    receive = websocket.receive
+    if refusal is None and link is not None:
+        use = services()
+        simulated = _is_simulated(use.markets)
+        join = partial(StreamClient, stream_hub(), link, use.subscriptions, use.clock, is_simulated=simulated)
+        scope[STAY] = partial(_serve, join)
+    return refusal
+
+
+async def _serve(join: Callable[[], StreamClient], receive: Receive) -> None:
+    """Do what the client asks for as long as it is there."""
+    client = join()
     try:
         while True:
             client.take(await receive())
     except ClientGoneError:
-        return None
+        return
     except Exception:
         log.exception("a client of the stream had to go")
         client.end(Leave.ERROR)
-        return None
     finally:
         await client.leave()
 

@@ -123,11 +123,15 @@ class StreamClient:
         self._draining: asyncio.Task[None] | None = None
         self._congested_s = 0.0
         self._left: Leave | None = None
-        self._cut: asyncio.TimerHandle | None = None
         link.on_frame = self._charge
         link.on_too_big = self._too_big
         hub.clients.add(self)
         hub.connections += 1
+
+    @property
+    def conflated(self) -> int:
+        """Forming bars that it was not sent, since there was a newer one or the closed one."""
+        return self.outbox.conflated
 
     def take(self, text: str | bytes) -> None:
         """Do what a message asks for, or say what is wrong with it."""
@@ -193,11 +197,7 @@ class StreamClient:
         if self._left is not None:
             return
         self._left = leave
-        hub = self._hub
-        hub.clients.discard(self)
-        hub.disconnects[leave] += 1
-        hub.conflated += self.outbox.conflated
-        hub.subscriptions -= len(self._subscriptions)
+        self._hub.leave(self, leave, subscriptions=len(self._subscriptions))
         subscriptions, self._subscriptions = self._subscriptions, {}
         for subscription in subscriptions.values():
             subscription.close()
@@ -206,14 +206,12 @@ class StreamClient:
             self._draining.cancel()
         if leave is not Leave.LEFT:
             self._link.close(leave.code, leave.words)
-            self._cut = self._loop.call_later(leave.linger_s, self._link.abort)
+            self._loop.call_later(leave.linger_s, self._link.abort)
 
     async def leave(self) -> None:
         """The connection is over: wait for the end of what was under way."""
         self.end(Leave.LEFT)
         self._hub.connections -= 1
-        if self._cut is not None:
-            self._cut.cancel()
         tasks = self._tasks | ({self._draining} if self._draining is not None else set())
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=END_S)

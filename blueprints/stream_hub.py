@@ -109,6 +109,11 @@ class Member(Protocol):
         """When its heartbeats are due."""
         ...
 
+    @property
+    def conflated(self) -> int:
+        """Forming bars that it was not sent."""
+        ...
+
     def flush(self, now_ms: int) -> None:
         """Send what waits."""
         ...
@@ -146,7 +151,7 @@ class StreamHub:
         self.connections = 0
         self.subscriptions = 0
         self.sent = 0
-        self.conflated = 0
+        self._conflated = 0
         self.disconnects: Counter[Leave] = Counter(dict.fromkeys(Leave, 0))
         self.lag_counts = [0] * (len(LAG_BOUNDS_S) + 1)
         self.lag_sum_s = 0.0
@@ -154,6 +159,18 @@ class StreamHub:
         self._slot = 0
         self._due: deque[Member] = deque()
         self._is_called = False
+
+    @property
+    def conflated(self) -> int:
+        """Forming bars that were left out, since there was a newer one or the closed one."""
+        return self._conflated + sum(client.conflated for client in self.clients)
+
+    def leave(self, client: Member, why: Leave, *, subscriptions: int) -> None:
+        """A client leaves with its subscriptions."""
+        self.clients.discard(client)
+        self.disconnects[why] += 1
+        self._conflated += client.conflated
+        self.subscriptions -= subscriptions
 
     @property
     def is_full(self) -> bool:

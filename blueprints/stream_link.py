@@ -1,11 +1,17 @@
 """The way to one WebSocket client, as the server gives it to the application, and how frames are written."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 #: Under this name the scope of a WebSocket has its `Link` among the extensions.
 LINK = "candlery.link"
+#: Under this name a handler leaves in the scope what is to be run with the client: it is called with `Receive`.
+STAY = "candlery.stay"
+
+#: Waits for the client's next message. It must be awaited all the time: that is how the client's end is learnt.
+#: Raises `ClientGoneError` at the end.
+Receive = Callable[[], Awaitable[str | bytes]]
 
 #: A ping without words (RFC 6455, 5.5.2): every client answers it by itself as long as it reads.
 PING = b"\x89\x00"
