@@ -99,7 +99,7 @@ async def serve(config: BaseConfig) -> int:
             opening = stack.enter_async_context(running_services(config))
             services = await _unless(stop, asyncio.create_task(opening, name="open services"))
             if services is not None:
-                await _serve(config, services, listening, stop)
+                await serve_app(config, services, listening, stop)
     log.info("stopped")
     return 0
 
@@ -186,9 +186,10 @@ async def _unless(stop: asyncio.Event, task: asyncio.Task[T]) -> T | None:
     return None
 
 
-async def _serve(
+async def serve_app(
     config: BaseConfig, services: Services, listening: Sequence[socket.socket], stop: asyncio.Event
 ) -> None:
+    """Serve the web application on bound sockets until the event is set, whatever clients do then."""
     address = _url(config.host, listening[0].getsockname()[1])
     web = create_app(config, services)
     web.extensions[STOPPING] = stop
