@@ -1,7 +1,11 @@
 """How often a series has a bar, and from that, how long a silence is normal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil, log
+
+from domain.series import Verdict
+from domain.timeframe import MINUTE_MS
+from services.coverage import Tile
 
 #: So many minutes are remembered.
 MEMORY = 120
@@ -47,3 +51,21 @@ class Rhythm:
     def is_suspicious(self, silent_minutes: int) -> bool:
         """Whether so long a silence is too unlikely to be taken for granted."""
         return silent_minutes >= self.patience
+
+
+def learn(tiles: Sequence[Tile]) -> tuple[Rhythm, int | None]:
+    """The rhythm of what is known of minutes, and the newest bar among them."""
+    minutes: list[bool] = []
+    last_bar_ms: int | None = None
+    for tile in reversed(tiles):
+        count = tile.range.length_ms // MINUTE_MS
+        if tile.verdict is Verdict.DATA:
+            last_bar_ms = tile.range.end_ms - MINUTE_MS if last_bar_ms is None else last_bar_ms
+            minutes += [True] * count
+        elif tile.verdict in {Verdict.NO_TRADES, Verdict.UNCONFIRMED_EMPTY}:
+            minutes += [False] * count
+        if len(minutes) >= MEMORY:
+            break
+    rhythm = Rhythm()
+    rhythm.note(reversed(minutes[:MEMORY]))
+    return rhythm, last_bar_ms

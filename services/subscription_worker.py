@@ -10,21 +10,20 @@ from domain.bar import Bar
 from domain.clock import Clock
 from domain.errors import CandleryError, DatabaseUnavailableError
 from domain.series import Verdict
-from domain.time_range import RangeSet, TimeRange
+from domain.time_range import TimeRange
 from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
-from plugins.base import Capabilities, LiveBars, PluginError, RateLimitPluginError
+from plugins.base import Capabilities, LiveBars, PluginError
 from services.bar_store import runs_of
-from services.bar_walk import OhlcvAnswer, OhlcvQuery
 from services.cache_manager import Cache
-from services.coverage import Tile
 from services.database import FencedError
 from services.live import FeedState, Forming, LostRange, Message, Revised, Settled, Status
+from services.live_questions import Questions
 from services.live_store import FeedClaim, LiveStore, Settlement
 from services.market_service import MarketService
 from services.minute_book import Batch, MinuteBook, Patience
 from services.ohlcv import OhlcvService
 from services.open_hours import OpenHours
-from services.rhythm import MEMORY, Rhythm
+from services.rhythm import Rhythm, learn
 from services.sessions import SessionService, UnknownCalendarError
 from services.upstream import Pollers, Upstream, WorkerTiming, backoff_s
 
@@ -32,13 +31,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 M1 = Timeframe.M1
-#: Minutes asked for at once.
-_QUESTION_BARS = 10_000
 #: How far back a series' rhythm is looked for; a venue that closes may have been closed for days.
 _RHYTHM_MS, _RHYTHM_MS_OF_SESSIONS = DAY_MS, 4 * DAY_MS
 #: Opening hours are looked up so far ahead, and again when less is left.
 _HOURS_AHEAD_MS, _HOURS_LEFT_MS = 10 * DAY_MS, 5 * DAY_MS
-_UNKNOWN = frozenset({Verdict.FETCH_FAILED, Verdict.NEVER_FETCHED})
 
 
 class SubscriptionWorker:
@@ -75,6 +71,7 @@ class SubscriptionWorker:
         self._upstream = Upstream(
             claim.series, self, markets=markets, clock=clock, timing=timing, pollers=pollers or Pollers()
         )
+        self._questions = Questions(claim.series, ohlcv, clock, timing)
         self._settle_ms = Capabilities(timeframes=(), bars_per_call=1).settle_ms
         self._calendar: str | None = None
         self._book = MinuteBook(0, Rhythm(), OpenHours())
@@ -85,11 +82,6 @@ class SubscriptionWorker:
         self._to_say = False
         self._mute = False
         self._quiet_ms = self._quiet_until_ms = 0
-        self._refusals = 0
-        #: Since when the provider fails to account for minutes, and since when it does so for later ones.
-        self._failing_s: float | None = None
-        self._torn_s: float | None = None
-        self._ask_from_s = 0.0
         #: How the upstream fares, and why it does not where it does not.
         self.state = FeedState.RECOVERING
         self.detail: str | None = None
@@ -162,18 +154,17 @@ class SubscriptionWorker:
             return min(self._timing.look_s, (opens_ms - now_ms) / 1000)
         try:
             await self._keep_ready()
-            answer, fault = await self._put(include_forming=True)
+            reply = await self._questions.put(self._book, self._settle_ms, forming=True)
         except DatabaseUnavailableError as exc:
             log.info("%s cannot be polled now: %s", self.claim.series, exc)
             return self._timing.database_backoff_limit_s
-        if fault is not None:
-            raise fault
+        self._to_write.set()
+        if reply.fault is not None:
+            raise reply.fault
         self.last_heard_ms = now_ms
-        forming = [bar for bar in answer.bars if bar.ts in set(answer.forming)]
-        if forming:
-            shown = self._book.show(forming[-1])
-            if shown is not None:
-                self._publish(Forming(self.claim.series_id, self.claim.fence, shown))
+        shown = None if reply.forming is None else self._book.show(reply.forming)
+        if shown is not None:
+            self._publish(Forming(self.claim.series_id, self.claim.fence, shown))
         self._review(polled=True)
         return 0.0
 
@@ -190,7 +181,7 @@ class SubscriptionWorker:
         wait_s = self._timing.look_s
         if not self._upstream.polling:
             due_s = (self._due_ms() - self._clock.now_ms()) / 1000
-            wait_s = min(wait_s, max(due_s, self._ask_from_s - time.monotonic(), 0.0))
+            wait_s = min(wait_s, max(due_s, self._questions.from_s - time.monotonic(), 0.0))
         if self.state is not FeedState.UP and self._upstream.spoke_s is None:
             wait_s = min(wait_s, self._timing.presume_ms / 1000)
         try:
@@ -209,91 +200,27 @@ class SubscriptionWorker:
     async def _look(self) -> None:
         """Ask, if it is time to, and see how things stand."""
         await self._keep_ready()
-        is_time = time.monotonic() >= self._ask_from_s and self._clock.now_ms() >= self._due_ms()
+        is_time = time.monotonic() >= self._questions.from_s and self._clock.now_ms() >= self._due_ms()
         if is_time and not self._upstream.polling:
             await self._question()
         self._review()
 
     async def _question(self) -> None:
         """Ask for all that has ended, and judge the stream by the answer."""
-        connection, heard_ms, hole = self._upstream.connections, self.last_heard_ms, self._has_hole()
-        blocked = self._book.is_blocked()
-        since_ms = self._reliable_since_ms()
-        sure_ms = self._book.sure_ms
-        answer, fault = await self._put(since_ms=since_ms, connection=connection)
-        if fault is not None:
+        upstream, book, heard_ms, hole = self._upstream, self._book, self.last_heard_ms, self._has_hole()
+        connection, blocked = upstream.connections, book.is_blocked()
+        reply = await self._questions.put(
+            book, self._settle_ms, spoke_s=upstream.spoke_s, since_ms=self._reliable_since_ms()
+        )
+        self._to_write.set()
+        if connection == upstream.connections:
+            self._blame(reply.untold)
+        if reply.fault is not None:
             return
-        self.heals += hole and any(bar.ts >= sure_ms for bar in answer.bars)
+        self.heals += hole and bool(reply.bars)
         if not blocked and not self._mute and self.last_heard_ms == heard_ms:
             self._quiet_ms = min(max(self._timing.quiet_ms, 2 * self._quiet_ms), self._timing.quiet_limit_ms)
             self._quiet_until_ms = self._clock.now_ms() + self._quiet_ms
-
-    async def _put(
-        self, *, include_forming: bool = False, since_ms: int | None = None, connection: int = 0
-    ) -> tuple[OhlcvAnswer, PluginError | None]:
-        """Put a question for the minutes that are not closed; the answer goes into the book.
-
-        `since_ms`: what began since should have been told by the connection.
-        """
-        book, now_ms = self._book, self._clock.now_ms()
-        start_ms, end_ms = book.sure_ms, M1.floor(now_ms - self._settle_ms)
-        query = OhlcvQuery(
-            series=self.claim.series,
-            timeframe=M1,
-            start_ms=start_ms,
-            end_ms=None if include_forming else max(start_ms, end_ms),
-            limit=_QUESTION_BARS,
-            include_forming=include_forming,
-        )
-        answer, fault = await self._answer(query)
-        wanted = RangeSet.of(start_ms, end_ms if answer.next_ms is None else min(end_ms, answer.next_ms))
-        covered = wanted - RangeSet(gap.range for gap in answer.gaps if gap.verdict in _UNKNOWN)
-        bars = [bar for bar in answer.bars if bar.ts < end_ms]
-        if since_ms is not None and connection == self._upstream.connections:
-            self._blame(book.untold(bars, since_ms, now_ms - self._timing.mute_ms))
-        book.answer(covered, bars)
-        self._to_write.set()
-        if fault is None and not covered.covers(wanted):
-            fault = PluginError("the provider does not account for all minutes that have ended")
-        self._note_answer(fault, end_ms)
-        return answer, fault
-
-    async def _answer(self, query: OhlcvQuery) -> tuple[OhlcvAnswer, PluginError | None]:
-        try:
-            answer = await self._ohlcv.bars(query)
-        except (DatabaseUnavailableError, FencedError):
-            raise
-        except PluginError as exc:
-            return OhlcvAnswer(next_ms=query.start_ms), exc
-        except CandleryError as exc:
-            return OhlcvAnswer(next_ms=query.start_ms), PluginError(exc.detail)
-        return answer, answer.error
-
-    def _note_answer(self, fault: PluginError | None, end_ms: int) -> None:
-        """Be patient with a provider that fails, and at last go on without what it cannot give."""
-        if fault is None:
-            self._refusals, self._failing_s, self._torn_s, self._ask_from_s = 0, None, None, 0.0
-            return
-        now_s, timing = time.monotonic(), self._timing
-        self._refusals += 1
-        self._failing_s = now_s if self._failing_s is None else self._failing_s
-        pause_s = backoff_s(self._refusals, timing.ask_backoff_s, timing.ask_backoff_limit_s)
-        self._ask_from_s = now_s + max(pause_s, fault.retry_after_s or 0.0)
-        crowded = isinstance(fault, RateLimitPluginError)
-        patience_s = timing.crowded_patience_s if crowded else timing.heal_patience_s
-        since_s = self._passed_over_since_s(now_s)
-        if since_s is not None and now_s - max(since_s, self._failing_s) >= patience_s:
-            log.warning("%s: minutes up to %d are lost for now: %s", self.claim.series, end_ms, fault.detail)
-            self._book.give_up(end_ms)
-            self._failing_s = self._torn_s = None
-
-    def _passed_over_since_s(self, now_s: float) -> float | None:
-        """Since when there is more to come after the minutes that are missing; None: all is down, or waits."""
-        if not self._book.is_torn():
-            self._torn_s = None
-        elif self._torn_s is None:
-            self._torn_s = now_s
-        return self._upstream.spoke_s if self._upstream.spoke_s and self._book.is_blocked() else self._torn_s
 
     def _blame(self, untold: Sequence[Bar]) -> None:
         """The provider has bars that the stream kept to itself."""
@@ -338,7 +265,7 @@ class SubscriptionWorker:
             bars=batch.told,
             answered=batch.answered,
             unhealed=batch.lost,
-            why="missed by the stream, and the provider could not give it",
+            why="missed by the stream" if self._questions.fault is None else self._questions.fault.detail,
         )
         self._late.update((bar.ts, bar) for bar in book.commit(batch, done.bars))
         lost = batch.lost - runs_of(done.bars, M1)
@@ -418,7 +345,7 @@ class SubscriptionWorker:
         length_ms = _RHYTHM_MS if self._calendar is None else _RHYTHM_MS_OF_SESSIONS
         past = TimeRange(frontier_ms - length_ms, frontier_ms)
         tiles = await self._ohlcv.coverage(claim.series, M1, past)
-        rhythm, last_bar_ms = _rhythm_of(tiles)
+        rhythm, last_bar_ms = learn(tiles)
         self._book = MinuteBook(frontier_ms, rhythm, hours, last_bar_ms=last_bar_ms)
 
     async def _keep_ready(self) -> None:
@@ -461,21 +388,3 @@ class SubscriptionWorker:
             tries += 1
             first_s, limit_s = self._timing.database_backoff_s, self._timing.database_backoff_limit_s
             await asyncio.sleep(backoff_s(tries, first_s, limit_s))
-
-
-def _rhythm_of(tiles: Sequence[Tile]) -> tuple[Rhythm, int | None]:
-    """The rhythm of stored minutes, and the newest bar among them."""
-    minutes: list[bool] = []
-    last_bar_ms: int | None = None
-    for tile in reversed(tiles):
-        count = tile.range.length_ms // MINUTE_MS
-        if tile.verdict is Verdict.DATA:
-            last_bar_ms = last_bar_ms or tile.range.end_ms - MINUTE_MS
-            minutes += [True] * count
-        elif tile.verdict in {Verdict.NO_TRADES, Verdict.UNCONFIRMED_EMPTY}:
-            minutes += [False] * count
-        if len(minutes) >= MEMORY:
-            break
-    rhythm = Rhythm()
-    rhythm.note(reversed(minutes[:MEMORY]))
-    return rhythm, last_bar_ms
