@@ -117,17 +117,15 @@ class LiveStore:
 
     async def tick(self, wants: Sequence[Want], owned: Sequence[int]) -> Tick:
         """Sign of life: say what is wanted here (exactly that) and followed, keep that, and claim what is free."""
-        ids, lines = [want.series_id for want in wants], [want.line for want in wants]
+        works = set(owned)
         async with self._database.connection() as db:
-            rows = await db.fetch(self._sql["tick"], self.owner, self.lease_s, ids, lines, list(owned))
+            rows = await db.fetch(self._sql["tick"], self.owner, self.lease_s, *_columns(dict(wants), works))
         claims = await self._claim(owned) if any(_is_free(row) for row in rows) else []
-        mine = set(owned)
-        shown = mine.union(ids)
         tick = Tick(
             claims,
             {row["series_id"] for row in rows if row["kept"]},
-            {row["series_id"] for row in rows if row["wanted"]} & mine,
-            {row["series_id"]: _feed(row) for row in rows if row["series_id"] in shown},
+            {row["series_id"] for row in rows if row["wanted"]} & works,
+            {row["series_id"]: _feed(row) for row in rows},
         )
         for claim in claims:
             _enter(tick.feeds, claim)
@@ -263,8 +261,24 @@ def _fenced(claim: FeedClaim) -> FencedError:
     return FencedError(f"{claim.series} is followed by another process, or was released")
 
 
+def _columns(
+    wants: dict[int, str | None], works: set[int]
+) -> tuple[list[int], list[int], list[bool], list[bool], list[str]]:
+    """What a process wants and works on, as the query takes it: the place of no line is 0."""
+    ids = [*wants, *(works - wants.keys())]
+    lines = sorted({line for line in wants.values() if line is not None})
+    places: dict[str | None, int] = {None: 0, **{line: place for place, line in enumerate(lines, 1)}}
+    return (
+        ids,
+        [places[wants.get(at)] for at in ids],
+        [at in wants for at in ids],
+        [at in works for at in ids],
+        lines,
+    )
+
+
 def _is_free(row: Any) -> bool:
-    return row["claimable"] and not row["kept"] and not row["others_have"]
+    return row["others_wish"] or (row["claimable"] and not row["kept"] and not row["others_have"])
 
 
 def _feed(row: Any) -> FeedRow:

@@ -1,12 +1,13 @@
 -- name: tick
--- One sign of life of process $1, whose lease lasts $2 seconds from now on: it wants the series $3 (with their lines $4)
--- and no others, and works on those of $5 that are still its own. What it owns and does not work on is free again (the
--- answer to a claim was lost). Nothing is written for what has not changed, but for the lease.
--- Gives a row for each series that it wants or works on, and for each that it could claim.
-WITH mine AS (
-    SELECT * FROM unnest($3::integer[], $4::text[]) AS t (series_id, line)
-), works AS (
-    SELECT * FROM unnest($5::integer[]) AS t (series_id)
+-- One sign of life of process $1, whose lease lasts $2 seconds from now on. It wants ($5) or works on ($6) the series $3,
+-- whose line has the place $4 in the lines $7. It wants no others, and works on those that are still its own. What it
+-- owns and does not work on is free again (the answer to a claim was lost). Nothing is written for what has not changed,
+-- but for the lease.
+WITH mine AS MATERIALIZED (
+    -- Not by unnest(), of which a prepared plan expects so few rows that it joins them by nested loops.
+    SELECT ($3::integer[])[i] AS series_id, ($7::text[])[($4::integer[])[i]] AS line,
+           ($5::boolean[])[i] AS wants, ($6::boolean[])[i] AS works
+    FROM generate_series(1, cardinality($3::integer[])) AS g (i)
 ), seen AS (
     INSERT INTO live_processes AS p (id, leased_until)
     VALUES ($1, clock_timestamp() + make_interval(secs => $2))
@@ -15,48 +16,47 @@ WITH mine AS (
 ), unwanted AS (
     -- After `seen`: whoever clears away the dead takes these rows in the same order.
     DELETE FROM live_wants w USING seen
-    WHERE w.process = seen.id AND NOT EXISTS (SELECT 1 FROM mine m WHERE m.series_id = w.series_id)
+    WHERE w.process = seen.id AND NOT EXISTS (SELECT 1 FROM mine m WHERE m.series_id = w.series_id AND m.wants)
 ), wanted AS (
     INSERT INTO live_wants AS w (series_id, process, line)
     SELECT m.series_id, seen.id, m.line FROM mine m CROSS JOIN seen
-    WHERE NOT EXISTS (SELECT 1 FROM live_wants o WHERE o.series_id = m.series_id AND o.process = $1
-                      AND o.line IS NOT DISTINCT FROM m.line)
+    WHERE m.wants AND NOT EXISTS (SELECT 1 FROM live_wants o WHERE o.series_id = m.series_id AND o.process = $1
+                                  AND o.line IS NOT DISTINCT FROM m.line)
     ON CONFLICT (series_id, process) DO UPDATE SET line = excluded.line
 ), made AS (
     INSERT INTO live_feeds (series_id)
     SELECT m.series_id FROM mine m
-    WHERE NOT EXISTS (SELECT 1 FROM live_feeds f WHERE f.series_id = m.series_id)
+    WHERE m.wants AND NOT EXISTS (SELECT 1 FROM live_feeds f WHERE f.series_id = m.series_id)
     ORDER BY m.series_id
     ON CONFLICT (series_id) DO NOTHING
 ), dropped AS (
     UPDATE live_feeds SET owner = NULL
-    WHERE owner = $1 AND NOT EXISTS (SELECT 1 FROM works WHERE works.series_id = live_feeds.series_id)
+    WHERE owner = $1 AND NOT EXISTS (SELECT 1 FROM mine m WHERE m.series_id = live_feeds.series_id AND m.works)
 ), others AS MATERIALIZED (
     SELECT id FROM live_processes WHERE id <> $1 AND leased_until > clock_timestamp()
-), lines AS (
+), lines AS MATERIALIZED (
     -- Those that no other process follows, and this one does or would.
-    (SELECT line FROM mine WHERE line IS NOT NULL
-     UNION SELECT f.line FROM live_feeds f JOIN works USING (series_id) WHERE f.owner = $1 AND f.line IS NOT NULL)
+    (SELECT line FROM mine WHERE wants AND line IS NOT NULL
+     UNION SELECT f.line FROM live_feeds f JOIN mine m USING (series_id)
+           WHERE f.owner = $1 AND m.works AND f.line IS NOT NULL)
     EXCEPT SELECT f.line FROM live_feeds f JOIN others ON others.id = f.owner WHERE f.line IS NOT NULL
-), wished AS (
-    SELECT w.series_id FROM live_wants w JOIN others ON others.id = w.process JOIN lines ON lines.line = w.line
-), concerned AS (
-    SELECT series_id FROM mine UNION SELECT series_id FROM works UNION SELECT series_id FROM wished
 )
-SELECT c.series_id, f.settled, coalesce(f.fence, 0) AS fence, coalesce(f.state, 'recovering') AS state, f.detail,
-       works.series_id IS NOT NULL AND f.owner IS NOT DISTINCT FROM $1 AS kept,
-       others.id IS NOT NULL AS others_have,
-       m.series_id IS NOT NULL OR EXISTS (
-           SELECT 1 FROM live_wants w JOIN others o ON o.id = w.process WHERE w.series_id = c.series_id
-       ) AS wanted,
+SELECT m.series_id, f.settled, coalesce(f.fence, 0) AS fence, coalesce(f.state, 'recovering') AS state, f.detail,
+       m.works AND f.owner IS NOT DISTINCT FROM $1 AS kept,
+       coalesce(f.owner IN (SELECT id FROM others), false) AS others_have,
+       m.wants OR m.series_id IN (SELECT w.series_id FROM live_wants w JOIN others ON others.id = w.process) AS wanted,
        -- Whether it is this process's to claim, if free.
-       CASE WHEN m.line IS NULL AND m.series_id IS NOT NULL THEN true
-            ELSE m.line IN (SELECT line FROM lines) OR c.series_id IN (SELECT series_id FROM wished) END AS claimable,
+       m.wants AND (m.line IS NULL OR m.line IN (SELECT line FROM lines)) AS claimable,
+       -- Whether there is something free that other processes want of a line of this one.
+       (SELECT EXISTS (
+            SELECT 1 FROM live_wants w JOIN others ON others.id = w.process JOIN lines ON lines.line = w.line
+            JOIN live_feeds o ON o.series_id = w.series_id
+            WHERE NOT coalesce(o.owner IN (SELECT id FROM others), false)
+              AND NOT EXISTS (SELECT 1 FROM mine n WHERE n.series_id = w.series_id AND n.works AND o.owner = $1)
+       )) AS others_wish,
        coalesce((SELECT max(r.id) FROM bar_revisions r
-                 WHERE r.series_id = c.series_id AND r.timeframe = '1m'), 0) AS revision
-FROM concerned c
-LEFT JOIN live_feeds f USING (series_id) LEFT JOIN mine m USING (series_id) LEFT JOIN works USING (series_id)
-LEFT JOIN others ON others.id = f.owner;
+                 WHERE r.series_id = m.series_id AND r.timeframe = '1m'), 0) AS revision
+FROM mine m LEFT JOIN live_feeds f USING (series_id);
 
 -- name: claim_turn
 -- Claims take turns, so that no two processes see the same line free. Who freezes in the middle of one is cut off soon.

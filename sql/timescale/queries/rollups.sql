@@ -10,7 +10,17 @@ ON CONFLICT (series_id, ts) DO UPDATE
         volume = excluded.volume, minutes = excluded.minutes;
 
 -- name: enqueue
-INSERT INTO rollup_queue (series_id, starts, ends) VALUES ($1, $2, $3);
+-- A stretch that goes on where one of the same day ended joins it: a series that is followed live has one entry a day.
+-- The number is a new one, so that whoever refreshes the old stretch now does not take this one off the queue.
+WITH grown AS (
+    UPDATE rollup_queue SET id = DEFAULT, ends = greatest(ends, $3)
+    WHERE id = (
+        SELECT id FROM rollup_queue
+        WHERE series_id = $1 AND starts <= $2 AND starts >= date_trunc('day', $2::timestamptz, 'UTC') AND ends >= $2
+        ORDER BY starts LIMIT 1
+    ) RETURNING id
+)
+INSERT INTO rollup_queue (series_id, starts, ends) SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT 1 FROM grown);
 
 -- name: pending_of_series
 SELECT starts, ends FROM rollup_queue WHERE series_id = $1 AND starts < $3 AND ends > $2;
