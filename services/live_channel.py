@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -19,6 +20,8 @@ from services.live_timeframe import FoldedFeed, OfficialFeed, TimeframeFeed
 
 log = logging.getLogger(__name__)
 
+#: How long the first client of a series waits for its upstream to be up; then it is told that it is not.
+BEGIN_S = 2.0
 #: Asks for the corrections of a series after the one with this number.
 Revisions = Callable[[int, int], Awaitable[list[Revision]]]
 
@@ -61,6 +64,7 @@ class LiveChannel:
         #: What the database said last time, when it was ahead or otherwise.
         self._ahead_ms = 0
         self._doubt: FeedState | None = None
+        self._made_s = time.monotonic()
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
 
@@ -117,9 +121,10 @@ class LiveChannel:
             return
         state: FeedState = row.state if row.owned else FeedState.RECOVERING
         if not self.ready.is_set():
-            self.frontier_ms, self._revision, self._fence = row.settled_ms, row.revision, row.fence
-            self.state, self.detail = state, row.detail
-            self.ready.set()
+            if self._is_begun(row):
+                self.frontier_ms, self._revision, self._fence = row.settled_ms, row.revision, row.fence
+                self.state, self.detail = state, row.detail
+                self.ready.set()
             return
         if row.settled_ms > self.frontier_ms and self._ahead_ms > self.frontier_ms:
             end_ms = self._ahead_ms
@@ -130,6 +135,12 @@ class LiveChannel:
         if state is not self.state and self._doubt is state:
             self._set_state(state, row.detail)
         self._doubt = state
+
+    def _is_begun(self, row: FeedRow) -> bool:
+        """Whether the frontier is one to begin at: not what somebody left behind long ago, and is about to catch up."""
+        if not row.owned:
+            return False
+        return row.state is not FeedState.RECOVERING or time.monotonic() - self._made_s >= BEGIN_S
 
     def _advance(self, message: Settled, *, follows: bool) -> None:
         if message.end_ms <= self.frontier_ms:

@@ -272,3 +272,19 @@ async def test_official_daily_bars_are_the_providers_own(store: BarStore, monkey
         await until(lambda: bool(client.closed))
         assert [bar.ts for bar in client.closed] == [day]
         assert client.faults == []
+
+
+async def test_a_frontier_that_was_left_behind_long_ago_is_not_begun_at(store: BarStore) -> None:
+    async with staged(store) as stage:
+        await stage.join(LiveClient(), Timeframe.M1)
+        old = stage.played[0]
+        await minutes(stage, 5)
+        await stage.service.followers.stop(stage.service.followers.owned)
+        await stage.store.sign_off()
+    async with a_stage(store, MARKET, MemoryBroadcast()) as stage:
+        stage.late_s = 0.3
+        client = LiveClient()
+        await stage.join(client, Timeframe.M1)
+        assert stage.played[0].at_ms > old.at_ms
+        await until(lambda: client.is_live)
+        assert client.closed == []

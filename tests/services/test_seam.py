@@ -70,16 +70,22 @@ class PlayedFollower:
     state = FeedState.UP
     reconnects = heals = 0
 
-    def __init__(self, claim: FeedClaim, store: LiveStore, publish: Callable[[Message], None]) -> None:
+    def __init__(
+        self, claim: FeedClaim, store: LiveStore, publish: Callable[[Message], None], *, late_s: float = 0
+    ) -> None:
         self.claim = claim
         self.at_ms = LIVE_MS
         self._store = store
         self._publish = publish
+        #: It takes its time, and begins afresh where another has ended.
+        self._late_s = late_s
         self.begun = asyncio.Event()
 
     async def run(self) -> None:
-        if self.claim.settled_ms is None:
-            await self._store.begin(self.claim, LIVE_MS)
+        await asyncio.sleep(self._late_s)
+        if self.claim.settled_ms is None or self._late_s:
+            self.at_ms = LIVE_MS if self.claim.settled_ms is None else self.claim.settled_ms + 90 * MINUTE_MS
+            await self._store.begin(self.claim, self.at_ms)
         await self._store.say(self.claim, FeedState.UP, None)
         self._publish(Status(self.claim.series_id, self.claim.fence, FeedState.UP))
         self.begun.set()
@@ -106,6 +112,7 @@ class Stage:
     def __init__(self, house: House, broadcast: MemoryBroadcast, *, owner: str = "one") -> None:
         self.house = house
         self.played: list[PlayedFollower] = []
+        self.late_s = 0.0
         self.registry = SubscriptionRegistry(grace_s=60)
         self.store = LiveStore(house.store, owner)
         self.service = SubscriptionService(
@@ -120,7 +127,7 @@ class Stage:
         self.publish = broadcast.publish
 
     def _play(self, claim: FeedClaim) -> PlayedFollower:
-        self.played.append(PlayedFollower(claim, self.store, self.publish))
+        self.played.append(PlayedFollower(claim, self.store, self.publish, late_s=self.late_s))
         return self.played[-1]
 
     async def subscribe(self, client: LiveClient, timeframe: Timeframe, **options: object) -> Subscription:
