@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,12 @@ async def run_candlery(scratch: Path) -> None:
         stack.push_async_callback(server.close)
         await server.open()
         config = load_config(
-            {"CANDLERY_ENV": "testing", "CANDLERY_DATABASE_URL": server.dsn, "CANDLERY_LOG_LEVEL": "warning"},
+            {
+                "CANDLERY_ENV": "testing",
+                "CANDLERY_DATABASE_URL": server.dsn,
+                "CANDLERY_LOG_LEVEL": "warning",
+                **os.environ,
+            },
             env_file=None,
         )
         services = await stack.enter_async_context(running_services(config))
@@ -177,12 +182,14 @@ class Remote:
 
 
 @asynccontextmanager
-async def running(kind: str, scratch: Path) -> AsyncIterator[Remote]:
-    """A server for the block: `candlery` or `bare`."""
+async def running(kind: str, scratch: Path, settings: Mapping[str, str] | None = None) -> AsyncIterator[Remote]:
+    """A server for the block: `candlery`, with these settings, or `bare`."""
     await asyncio.to_thread(scratch.mkdir, parents=True, exist_ok=True)
     pipe = asyncio.subprocess.PIPE
     command = [sys.executable, "-m", __name__, kind, str(scratch)]
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 24)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, limit=1 << 24, env={**os.environ, **(settings or {})}
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -1,0 +1,63 @@
+"""Share of a core that a server takes to follow 500 series of an exchange at once.
+
+A Binance on the loopback tells each minute every two seconds while it forms, as the real one does, and when it is
+closed: 500 minutes then close at one instant, and are stored with ledger and aggregates. The real CCXT Pro client
+hears them; one WebSocket client has subscribed to all. A value is the processor time of the server, without its
+database's, in a minute. There is no control: what is wanted is a share of the machine.
+"""
+
+import asyncio
+import time
+
+import msgspec
+
+from bench.exchange import live_symbols, running_exchange
+from bench.flock import Flock, flock
+from bench.outcome import Outcome, Row, Task
+from bench.product import WrongResultError, ccxt_settings
+from bench.stream_server import PATH, Remote, allow_many_files, running
+
+_SERIES = 500
+_JOIN_S = 120.0
+
+
+async def run(task: Task) -> Outcome:
+    """Measure minute after minute."""
+    allow_many_files()
+    series, minute_s = (50, 5.0) if task.quick else (_SERIES, 60.0)
+    async with (
+        running_exchange(series) as options,
+        running("candlery", task.scratch, ccxt_settings("binance", options)) as server,
+        flock(server.address, PATH, 1, hello=None, wanted=lambda text: b'"state"' in text) as crowd,
+    ):
+        await _join(crowd, series)
+        shares = [await _share(server, crowd, minute_s, series) for _ in range(task.rounds)]
+        resident = (await server.order()).resident
+    row = Row(f"following {series} series", "cores", shares, target="under 0.5", decimals=2)
+    return Outcome([row], [f"{resident / 1e6:.0f} MB resident at the end."])
+
+
+async def _join(crowd: Flock, series: int) -> None:
+    """Subscribe to everything, and wait until all of it is told."""
+    [client] = crowd.clients
+    for number, symbol in enumerate(live_symbols(series)):
+        asked = {"op": "subscribe", "id": str(number), "market": "crypto", "provider": "binance", "symbol": symbol}
+        client.send(msgspec.json.encode(asked | {"timeframe": "1m"}))
+        await asyncio.sleep(0.02)
+    await crowd.until(4 * series, timeout_s=_JOIN_S)
+
+
+async def _share(server: Remote, crowd: Flock, seconds: float, series: int) -> float:
+    """Processor seconds a second.
+
+    Raises:
+        WrongResultError: less was told than the exchange tells.
+    """
+    crowd.forget()
+    before, began_s = await server.order(), time.perf_counter()
+    await asyncio.sleep(seconds)
+    after, took_s = await server.order(), time.perf_counter() - began_s
+    told = len(crowd.clients[0].arrivals)
+    if told < series * seconds / 2 * 0.8:
+        raise WrongResultError(f"Only {told} bars of {series} series were told in {took_s:.0f} s.")
+    return (after.cpu_s - before.cpu_s) / took_s
