@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from hypercorn.protocol import h2, h11
-from hypercorn.protocol.events import Event, Request, StreamClosed
+from hypercorn.protocol.events import Data, Event, Request, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WSStream
 from hypercorn.typing import AppWrapper
 from wsproto.connection import ConnectionState
@@ -23,7 +23,8 @@ from wsproto.utilities import LocalProtocolError
 from blueprints.stream_link import LINK
 
 _EXTENSIONS = b"sec-websocket-extensions"
-_TOO_BIG = 1009
+#: Of a client that was told to go, no more than this is looked at for its own closing frame.
+FAREWELL_BYTES = 64 << 10
 
 
 def install() -> None:
@@ -45,10 +46,11 @@ class LinkedStream(WSStream):
         self._app = app
         self.app = cast("AppWrapper", self._with_link)
         self._loop = asyncio.get_running_loop()
-        self._is_closing = False
         self.heard_s = self._loop.time()
         self.on_frame: Callable[[], object] = _nothing
-        self.on_too_big: Callable[[], None] = _nothing
+        self.on_too_big: Callable[[], None] = self.abort
+        self._aborted: asyncio.Event | None = None
+        self._patience = FAREWELL_BYTES
         self._writer = _writer_behind(self.send)
 
     async def _with_link(self, scope: Any, *rest: Any) -> None:
@@ -61,6 +63,12 @@ class LinkedStream(WSStream):
         if isinstance(event, Request):
             headers = [(name, value) for name, value in event.headers if name.lower() != _EXTENSIONS]
             event = replace(event, headers=headers)
+        elif isinstance(event, Data) and self._aborted is not None:
+            self._patience -= len(event.data)
+            if self._patience < 0:
+                # Taking no more holds the client up; dropping it unread would keep the processor busy.
+                await self._aborted.wait()
+                return
         await super().handle(event)
 
     @property
@@ -71,7 +79,7 @@ class LinkedStream(WSStream):
 
     def write(self, frames: bytes) -> None:
         """Send whole frames."""
-        if self.state is ASGIWebsocketState.CONNECTED and not self._is_closing and not self._transport.is_closing():
+        if self.state is ASGIWebsocketState.CONNECTED and self._aborted is None and not self._transport.is_closing():
             self._transport.write(frames)
 
     async def drained(self) -> None:
@@ -80,15 +88,19 @@ class LinkedStream(WSStream):
         await self._writer.drain()
 
     def close(self, code: int, reason: str) -> None:
-        """Send a closing frame, once."""
+        """Send a closing frame, once. Whoever does must `abort()` later: the client may not answer."""
+        if self._aborted is not None:
+            return
         with suppress(LocalProtocolError):
             frame = self.connection.send(CloseConnection(code=code, reason=reason))
             self.write(frame)
-        self._is_closing = True
+        self._aborted = asyncio.Event()
         self.buffer.clear()
 
     def abort(self) -> None:
         """Cut the connection."""
+        if self._aborted is not None:
+            self._aborted.set()
         self._transport.abort()
 
     @property
@@ -110,15 +122,13 @@ class LinkedStream(WSStream):
 
     async def _take(self, event: TextMessage | BytesMessage) -> None:
         """A message, or a part of one."""
-        if self._is_closing:
+        if self._aborted is not None:
             return
         try:
             self.buffer.extend(event)
         except FrameTooLargeError:
             self.buffer.clear()
             self.on_too_big()
-            if not self._is_closing:
-                self.close(_TOO_BIG, "")
             return
         if not event.message_finished:
             self.on_frame()

@@ -23,7 +23,7 @@ BATCH_BYTES = 64 << 10
 LOW_BYTES = 64 << 10
 #: Of one client: subscriptions that are being made, and those that read what was before.
 OPENINGS = 32
-SNAPSHOTS = 4
+SNAPSHOTS = 2
 #: How long what a client held has for coming to its end.
 END_S = 1.0
 
@@ -125,8 +125,7 @@ class StreamClient:
         self._left: Leave | None = None
         link.on_frame = self._charge
         link.on_too_big = self._too_big
-        hub.clients.add(self)
-        hub.connections += 1
+        hub.join(self)
 
     @property
     def conflated(self) -> int:
@@ -195,6 +194,8 @@ class StreamClient:
     def end(self, leave: Leave) -> None:
         """Leave: everything that is held is let go at once. The connection is cut where the client does not go."""
         if self._left is not None:
+            if leave is Leave.STOPPING:
+                self._loop.call_later(leave.linger_s, self._link.abort)
             return
         self._left = leave
         self._hub.leave(self, leave, subscriptions=len(self._subscriptions))
@@ -211,7 +212,7 @@ class StreamClient:
     async def leave(self) -> None:
         """The connection is over: wait for the end of what was under way."""
         self.end(Leave.LEFT)
-        self._hub.connections -= 1
+        self._hub.connections.discard(self)
         tasks = self._tasks | ({self._draining} if self._draining is not None else set())
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=END_S)

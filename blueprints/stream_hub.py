@@ -147,8 +147,8 @@ class StreamHub:
         self.tick_s = heartbeat_s / SLOTS
         self.is_stopping = False
         self.clients: set[Member] = set()
-        #: Connections that are not over yet, those included that were told to go.
-        self.connections = 0
+        #: Those whose connections are not over yet: they may have been told to go.
+        self.connections: set[Member] = set()
         self.subscriptions = 0
         self.sent = 0
         self._conflated = 0
@@ -165,6 +165,11 @@ class StreamHub:
         """Forming bars that were left out, since there was a newer one or the closed one."""
         return self._conflated + sum(client.conflated for client in self.clients)
 
+    def join(self, client: Member) -> None:
+        """A client has come."""
+        self.clients.add(client)
+        self.connections.add(client)
+
     def leave(self, client: Member, why: Leave, *, subscriptions: int) -> None:
         """A client leaves with its subscriptions."""
         self.clients.discard(client)
@@ -175,7 +180,7 @@ class StreamHub:
     @property
     def is_full(self) -> bool:
         """Whether no other client can be served."""
-        return self.connections >= self.settings.stream_max_clients
+        return len(self.connections) >= self.settings.stream_max_clients
 
     def next_slot(self) -> int:
         """The slot of a new client."""
@@ -206,7 +211,7 @@ class StreamHub:
     def stop(self) -> None:
         """Tell every client that the server goes away, and take no others."""
         self.is_stopping = True
-        for client in list(self.clients):
+        for client in list(self.connections):
             client.end(Leave.STOPPING)
 
     def _flush(self) -> None:

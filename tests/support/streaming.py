@@ -126,7 +126,7 @@ async def serving(*, heartbeat_s: float | None = None, **settings: Any) -> Async
     port, stop = listening[0].getsockname()[1], asyncio.Event()
     server.create_app = create  # type: ignore[assignment]
     try:
-        running = asyncio.create_task(server._serve(services.config, services, listening, stop))  # type: ignore[arg-type]
+        running = asyncio.create_task(server.serve_app(services.config, services, listening, stop))  # type: ignore[arg-type]
         await answers(port, running)
         one = StreamServer(port, found[0], subscriptions, stop)
         running.add_done_callback(lambda _: one.ended.set())
@@ -211,5 +211,5 @@ async def connected(server: StreamServer, **options: Any) -> AsyncIterator[Socke
 async def until(condition: Any, *, timeout_s: float = ANSWER_S) -> None:
     """Wait for a condition that nothing tells of."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
