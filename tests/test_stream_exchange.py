@@ -1,0 +1,173 @@
+"""Live bars of the whole product, from the real CCXT Pro client on a loopback Binance to clients' sockets."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from domain.bar import Bar, fold
+from domain.series import Series, Verdict
+from domain.time_range import TimeRange
+from domain.timeframe import MINUTE_MS, Timeframe
+from tests.loopback.binance import BinanceLoopback
+from tests.loopback.binance_script import BinanceScript
+from tests.support.clock import ManualClock
+from tests.support.live_product import LiveProduct, Watcher, hasty, live_product, until, watching
+from tests.support.market import START_MS
+
+__all__ = ["hasty"]
+
+BTC = Series("crypto", "binance", "BTC/USDT")
+#: So many minutes before the first live one; the last live one ends a third hour.
+HISTORY, COUNT = 50, 130
+
+
+@asynccontextmanager
+async def exchange_product(
+    database_url: str, venue: BinanceLoopback, clock: ManualClock, **settings: str
+) -> AsyncIterator[LiveProduct]:
+    # A connection that leads nowhere is noticed within a third of a second.
+    options = {**venue.ccxt_options, "streaming": {"keepAlive": 100}}
+    ccxt = {"crypto_exchanges": "binance", "ccxt_options": json.dumps({"binance": options})}
+    async with live_product(database_url, clock, **ccxt, **settings) as product:
+        yield product
+
+
+class Crowd:
+    """Clients who come, leave, and come back with what they had last."""
+
+    def __init__(self, product: LiveProduct, script: BinanceScript, seed: int) -> None:
+        self._product, self._script, self._rng = product, script, random.Random(seed)
+        #: All that ever listened; with those who do now, how to end them.
+        self.sessions: list[Watcher] = []
+        self._here: dict[Watcher, AsyncExitStack] = {}
+        self._away: list[Watcher] = []
+        self._joining: set[asyncio.Task[None]] = set()
+
+    async def move(self) -> None:
+        """Somebody may come or go."""
+        rng = self._rng
+        if rng.random() < 0.15 and len(self._here) + len(self._joining) < 8:
+            self._start(self._join(Timeframe(rng.choice(["1m", "1m", "5m", "1h"])), self._wish()))
+        if rng.random() < 0.08 and self._here:
+            watcher = rng.choice(list(self._here))
+            self._away.append(watcher)
+            self._start(self._here.pop(watcher).aclose())
+        if rng.random() < 0.1 and self._away:
+            left = self._away.pop(rng.randrange(len(self._away)))
+            since_ms = left.closed[-1].ts if left.closed else left.since_ms
+            self._start(self._join(left.timeframe, {} if since_ms is None else {"since_ms": since_ms}))
+
+    def _wish(self) -> dict[str, int]:
+        now_ms = self._script._clock.now_ms()
+        wishes = [{}, {"last": self._rng.randrange(1, 60)}]
+        return self._rng.choice([*wishes, {"since_ms": self._rng.randrange(START_MS, now_ms)}])
+
+    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.create_task(work, name="come or go")
+        self._joining.add(task)
+
+    async def join(self, timeframe: Timeframe, **wish: int) -> Watcher:
+        """Somebody comes to stay."""
+        stack = AsyncExitStack()
+        watcher = await stack.enter_async_context(watching(self._product, BTC, timeframe, **wish))
+        self.sessions.append(watcher)
+        self._here[watcher] = stack
+        return watcher
+
+    async def _join(self, timeframe: Timeframe, wish: dict[str, int]) -> None:
+        await self.join(timeframe, **wish)
+
+    async def gather(self) -> None:
+        """Everybody on the way has arrived, or left."""
+        await asyncio.gather(*self._joining)
+        self._joining.clear()
+
+    @property
+    def here(self) -> list[Watcher]:
+        return list(self._here)
+
+    async def leave(self) -> None:
+        await self.gather()
+        await asyncio.gather(*(stack.aclose() for stack in self._here.values()))
+        self._here.clear()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(START_MS + HISTORY * MINUTE_MS)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_everybody_has_every_closed_bar_once_and_in_order_whatever_befalls_the_exchange(
+    seed: int, database_url: str, clock: ManualClock, hasty: Callable[..., None]
+):
+    first_ms = START_MS + HISTORY * MINUTE_MS
+    async with BinanceLoopback({}, clock=clock) as venue, exchange_product(database_url, venue, clock) as product:
+        script = BinanceScript(venue, clock, seed=seed, first_ms=first_ms, history=HISTORY, count=COUNT)
+        crowd = Crowd(product, script, seed)
+        try:
+            for timeframe in (Timeframe.M1, Timeframe.M5, Timeframe.H1):
+                await crowd.join(timeframe, since_ms=START_MS)
+            await venue.stream.subscribed("BTCUSDT")
+            await script.play(each_minute=crowd.move)
+            await crowd.gather()
+            await _come_to_rest(product, venue, clock, script)
+            truth = script.bars
+            await until(
+                lambda: all(one.has(truth, script.end_ms) for one in crowd.here),
+                why=lambda: "\n".join(one.difference(truth, script.end_ms) for one in crowd.here),
+            )
+        finally:
+            await crowd.leave()
+        assert venue.stream.opened > 1 or script.troubles == ["REST in trouble"], script.troubles
+        for one in crowd.sessions:
+            _assert_seamless(one, truth, script.touched)
+        live = TimeRange(first_ms, script.end_ms)
+        assert await product.stored(BTC, live) == [bar for bar in truth if bar.ts >= first_ms]
+        await _assert_verdicts(product, clock, live, truth)
+
+
+async def _come_to_rest(
+    product: LiveProduct, venue: BinanceLoopback, clock: ManualClock, script: BinanceScript
+) -> None:
+    """The clock goes on until everything is closed, and nothing is left that anybody has missed."""
+
+    async def pass_on() -> None:
+        clock.advance(minutes=0.05)
+
+    await until(lambda: product.settled_ms(BTC) >= script.end_ms, step=pass_on, why=lambda: f"closed up to {product.settled_ms(BTC)}")
+    await until(lambda: bool(venue.stream.streams), step=pass_on, why=lambda: "the stream did not come back")
+    await script.repeat_corrections()
+
+
+def _assert_seamless(watcher: Watcher, truth: list[Bar], touched: set[int]) -> None:
+    """No bar doubled, out of order, missing or invented; `touched` minutes may have been otherwise when it left."""
+    assert watcher.faults == []
+    assert watcher.gaps == []
+    if not watcher.view:
+        return
+    unsure = {watcher.timeframe.floor(ts) for ts in touched}
+    last_ms = watcher.closed[-1].ts if watcher.closed else 0
+    expected = watcher.expected(truth, watcher.timeframe.next(last_ms))
+    assert [bar for bar in watcher.view if bar.ts not in unsure and bar.ts <= last_ms] == [
+        bar for bar in expected if bar.ts not in unsure
+    ]
+    assert {bar.ts for bar in watcher.view} <= {bar.ts for bar in fold(truth, watcher.timeframe)}
+
+
+async def _assert_verdicts(product: LiveProduct, clock: ManualClock, live: TimeRange, truth: list[Bar]) -> None:
+    """Minutes with a bar are `data`; the others are empty, and after second looks nobody doubts it."""
+    data = {bar.ts for bar in truth if live.start_ms <= bar.ts < live.end_ms}
+    empty = set(range(live.start_ms, live.end_ms, MINUTE_MS)) - data
+    found = await product.minutes_by_verdict(BTC, live)
+    assert found.pop(Verdict.DATA, set()) == data
+    assert found.keys() <= {Verdict.NO_TRADES, Verdict.UNCONFIRMED_EMPTY}
+    for _ in range(2):
+        clock.advance(hours=2)
+        await product.services.rechecker.run()
+    found = await product.minutes_by_verdict(BTC, live)
+    assert (found.get(Verdict.DATA, set()), found.get(Verdict.NO_TRADES, set())) == (data, empty)
