@@ -5,6 +5,7 @@ while the claim is still its own. A process that was frozen, and comes back when
 changes nothing. Leases go by the database's clock.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from services.sql import load_queries
 _CLAIM_TURN = 0x0CA_2D21
 #: A process not heard of for so long is dead: others take what it followed.
 LEASE_S = 5.0
+#: How many minutes are written at once: those of all series close in the same second, and others need connections too.
+_WRITERS = 5
 #: Every so many signs of life, the processes that are dead for long are cleared away.
 _FORGET_EVERY = 60
 
@@ -114,6 +117,7 @@ class LiveStore:
         self._sql = load_queries("live")
         self._series_sql = load_queries("series")
         self._ticks = 0
+        self._writing = asyncio.Semaphore(_WRITERS)
 
     async def tick(self, wants: Sequence[Want], owned: Sequence[int]) -> Tick:
         """Sign of life: say what is wanted here (exactly that) and followed, keep that, and claim what is free."""
@@ -168,8 +172,7 @@ class LiveStore:
             FencedError: the claim is another's by now, or the frontier is elsewhere.
             DatabaseUnavailableError: nothing is known of how far it came.
         """
-        written = Written()
-        async with self._database.transaction() as db:
+        async with self._writing, self._database.transaction() as db:
             if await self._hold(db, claim) != start_ms:
                 raise FencedError(f"the minutes of {claim.series} are not closed up to where these begin")
             written = await self._record(db, claim, bars, answered, asked_ms)
@@ -189,7 +192,7 @@ class LiveStore:
         Raises:
             FencedError: the claim is another's by now, or the minutes are not closed.
         """
-        async with self._database.transaction() as db:
+        async with self._writing, self._database.transaction() as db:
             settled_ms = await self._hold(db, claim)
             if bars and (settled_ms is None or bars[-1].ts >= settled_ms):
                 raise FencedError(f"minutes of {claim.series} to be corrected are not closed")
