@@ -8,7 +8,7 @@ from domain.bar import Bar
 from domain.clock import Clock
 from domain.errors import CandleryError, DatabaseUnavailableError
 from domain.series import Series, Verdict
-from domain.time_range import RangeSet
+from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import PluginError, RateLimitPluginError
 from services.bar_walk import OhlcvAnswer, OhlcvQuery
@@ -91,7 +91,12 @@ class Questions:
             # What failed is left alone for a while: then the last failure stands.
             fault = self.fault or PluginError("the provider does not account for all minutes that have ended")
         self.fault = fault
-        self._judge(book, end_ms, spoke_s)
+        self._note()
+        since_s = self._in_vain_since_s(book, spoke_s)
+        if since_s is not None and await self._was_tried(TimeRange(start_ms, end_ms), now_ms, since_s):
+            log.warning("%s: minutes before %d are lost for now: %s", self._series, end_ms, fault)
+            book.give_up(end_ms)
+            self._failing_s = self._torn_s = None
         newest = answer.bars[-1] if answer.forming and answer.bars[-1].ts == answer.forming[-1] else None
         return Reply(bars, newest, untold, fault)
 
@@ -114,8 +119,8 @@ class Questions:
             return OhlcvAnswer(next_ms=start_ms), PluginError(exc.detail)
         return answer, answer.error
 
-    def _judge(self, book: MinuteBook, end_ms: int, spoke_s: float | None) -> None:
-        """Be patient with a provider that fails, and at last go on without what it cannot give."""
+    def _note(self) -> None:
+        """Wait longer and longer for a provider that fails."""
         fault, now_s, timing = self.fault, time.monotonic(), self._timing
         if fault is None:
             self._refusals, self._failing_s, self._torn_s, self.from_s = 0, None, None, 0.0
@@ -124,13 +129,24 @@ class Questions:
         self._failing_s = now_s if self._failing_s is None else self._failing_s
         pause_s = backoff_s(self._refusals, timing.ask_backoff_s, timing.ask_backoff_limit_s)
         self.from_s = now_s + max(pause_s, fault.retry_after_s or 0.0)
-        crowded = isinstance(fault, RateLimitPluginError)
-        patience_s = timing.crowded_patience_s if crowded else timing.heal_patience_s
-        since_s = self._passed_over_since_s(book, now_s, spoke_s)
-        if since_s is not None and now_s - max(since_s, self._failing_s) >= patience_s:
-            log.warning("%s: minutes before %d are lost for now: %s", self._series, end_ms, fault.detail)
-            book.give_up(end_ms)
-            self._failing_s = self._torn_s = None
+
+    def _in_vain_since_s(self, book: MinuteBook, spoke_s: float | None) -> float | None:
+        """Since when it was waited for minutes that others have passed, when patience has run out; else None."""
+        if self._failing_s is None:
+            return None
+        crowded = isinstance(self.fault, RateLimitPluginError)
+        patience_s = self._timing.crowded_patience_s if crowded else self._timing.heal_patience_s
+        now_s = time.monotonic()
+        passed_s = self._passed_over_since_s(book, now_s, spoke_s)
+        since_s = None if passed_s is None else max(passed_s, self._failing_s)
+        return since_s if since_s is not None and now_s - since_s >= patience_s else None
+
+    async def _was_tried(self, missing: TimeRange, now_ms: int, since_s: float) -> bool:
+        """Whether the provider was really asked since then: what failed often is left alone for up to a minute."""
+        since_ms = now_ms - int((time.monotonic() - since_s) * 1000)
+        tiles = await self._ohlcv.coverage(self._series, M1, missing)
+        tried = (tile.checked_ms or 0 for tile in tiles if tile.verdict is Verdict.FETCH_FAILED)
+        return all(checked_ms >= since_ms for checked_ms in tried)
 
     def _passed_over_since_s(self, book: MinuteBook, now_s: float, spoke_s: float | None) -> float | None:
         """Since when there is more to come after the minutes that are missing; None: all is down, or waits."""

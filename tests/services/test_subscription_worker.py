@@ -21,7 +21,19 @@ from services.live import FeedState, LostRange, Settled
 from services.live_store import LiveStore, Want
 from tests.support.clock import ManualClock
 from tests.support.live_plugin import flat, part_of
-from tests.support.live_scene import FAST, PATIENT, SERIES, Stage, a_stage, at, bars_of, is_crowded, is_down, until
+from tests.support.live_scene import (
+    FAST,
+    LIVE_MS,
+    PATIENT,
+    SERIES,
+    Stage,
+    a_stage,
+    at,
+    bars_of,
+    is_crowded,
+    is_down,
+    until,
+)
 
 
 @pytest.fixture
@@ -77,7 +89,7 @@ async def test_the_first_minute_is_asked_for_once_it_is_over(stage: Stage) -> No
 
 async def test_time_alone_closes_nothing(stage: Stage) -> None:
     scene = stage(bars_of(0, 1))
-    await scene.begin()
+    await scene.begin(timing=PATIENT)
     scene.live_bar(part_of(flat(at(0), 100), 0.3))
     await until(lambda: scene.formed[-1].ts == at(0))
     scene.plugin.fault = is_down
@@ -86,7 +98,7 @@ async def test_time_alone_closes_nothing(stage: Stage) -> None:
     assert scene.worker.settled_ms == at(0)
     scene.plugin.fault = None
     scene.to(4)
-    await until(lambda: scene.worker.settled_ms and scene.worker.settled_ms >= at(3))
+    await until(lambda: scene.clock.advance(minutes=0.01) or (scene.worker.settled_ms or 0) >= at(3))
     assert scene.closed[-1] == flat(at(0), 100)
 
 
@@ -153,7 +165,7 @@ async def test_a_dropped_stream_is_connected_again_and_the_hole_healed_before_it
     assert scene.worker.heals >= 1
 
 
-async def test_while_the_stream_isis_down_clients_lose_nothing_but_time(stage: Stage) -> None:
+async def test_while_the_stream_is_down_clients_lose_nothing_but_time(stage: Stage) -> None:
     scene = stage(bars_of(0, 20))
     await scene.begin()
     scene.live_bar(flat(at(0), 100), closed=True)
@@ -233,7 +245,7 @@ async def test_what_cannot_be_healed_is_said_to_be_lost_and_asked_for_in_the_bac
     assert [revision.bar for revision in logged] == bars_of(1, 3)
 
 
-async def test_where_both_areis_down_no_gap_is_invented(stage: Stage) -> None:
+async def test_where_both_are_down_no_gap_is_invented(stage: Stage) -> None:
     scene = stage(bars_of(0, 30))
     await scene.begin()
     scene.live_bar(flat(at(0), 100), closed=True)
@@ -248,6 +260,29 @@ async def test_where_both_areis_down_no_gap_is_invented(stage: Stage) -> None:
     await until(lambda: scene.clock.advance(minutes=0.1) or (scene.worker.settled_ms or 0) >= at(10))
     assert scene.closed[-9:] == await scene.stored(len(await scene.stored()) - 9)
     assert scene.lost == []
+
+
+async def test_what_is_left_alone_after_many_failures_is_not_lost_before_it_was_asked_for_again(stage: Stage) -> None:
+    scene = stage(bars_of(0, 60))
+    await scene.begin()
+    scene.plugin.fault, scene.plugin.closed_door = is_down, NetworkPluginError("closed")
+    scene.plugin.fail()
+    before = len(scene.plugin.calls)
+    await until(lambda: scene.clock.advance(minutes=0.02) or len(scene.plugin.calls) > before + 9)
+    scene.plugin.fault = scene.plugin.closed_door = None
+    await scene.listened()
+    now = (scene.clock.now_ms() - LIVE_MS) // MINUTE_MS + 1
+    for bar in bars_of(now, now + 2):
+        scene.live_bar(bar, closed=True)
+    asked = len(scene.plugin.calls)
+    while len(scene.plugin.calls) == asked:
+        # A second of the venue's time takes half of the patience of this test.
+        scene.clock.advance(minutes=1 / 60)
+        await asyncio.sleep(FAST.heal_patience_s / 2)
+        assert scene.lost == []
+    await until(lambda: scene.clock.advance(minutes=0.01) or (scene.worker.settled_ms or 0) >= at(now + 2))
+    assert scene.lost == []
+    assert scene.closed[-now - 2 :] == bars_of(0, now + 2)
 
 
 async def test_a_provider_that_asks_for_fewer_calls_is_given_more_time(stage: Stage) -> None:
@@ -280,7 +315,7 @@ async def test_a_stream_refused_for_its_rate_waits_as_asked_and_leaves_the_budge
     assert opened.feed.budget.paused_s == 0
 
 
-async def test_bad_credentials_areis_down_at_once(stage: Stage) -> None:
+async def test_bad_credentials_are_down_at_once(stage: Stage) -> None:
     scene = stage()
     scene.plugin.closed_door = AuthenticationPluginError("wrong key")
     await scene.start()
