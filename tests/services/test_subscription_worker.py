@@ -392,6 +392,7 @@ async def test_a_follower_whose_lease_is_another_s_stops_at_once(stage: Stage) -
     await scene.live.release([scene.claim.series_id])
     (claim,) = (await heir.tick([Want(scene.claim.series_id, None)], [])).claims
     scene.live_bar(flat(at(0)), closed=True)
+    assert scene.task is not None
     await asyncio.wait({scene.task}, timeout=10)
     assert scene.task.done()
     assert scene.task.exception() is None
@@ -406,6 +407,7 @@ async def test_a_follower_that_is_cancelled_lets_go_of_everything(stage: Stage) 
     tasks = {task for task in asyncio.all_tasks() if "test/scripted/A/B" in task.get_name()}
     assert len(tasks) == 4
     await scene.stop()
+    assert scene.task is not None
     assert scene.task.cancelled()
     assert scene.plugin.listened == set()
     assert all(task.done() for task in tasks)

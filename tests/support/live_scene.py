@@ -59,28 +59,23 @@ async def until(truth: Callable[[], object], *, timeout_s: float = 20) -> None:
             await asyncio.sleep(0.005)
 
 
-class Scene:
-    """A worker on a real database, the provider that it follows, and all that it published."""
+class Follow:
+    """A worker on a real database, and all that it published."""
 
-    def __init__(self, house: House, plugin: LivePlugin, clock: ManualClock) -> None:
-        self.house, self.plugin, self.clock = house, plugin, clock
+    def __init__(self, house: House, clock: ManualClock, series: Series = SERIES) -> None:
+        self.house, self.clock, self.series = house, clock, series
         self.live = LiveStore(house.store, "me", lease_s=600)
         self.messages: list[Message] = []
         self.sessions = SessionService(InMemorySessionRepository(), clock=clock)
         self.worker: SubscriptionWorker
-        self.task: asyncio.Task[None]
+        self.task: asyncio.Task[None] | None = None
         self.claim: FeedClaim
 
     async def start(self, *, timing: WorkerTiming = FAST) -> None:
-        series_id = (await self.house.markets.find(SERIES)).stored.id
-        if self.clock.now_ms() < at(30):
-            # So that the rhythm of the series is known.
-            await self.house.bars(start_ms=at(-180), end_ms=at(-2))
+        """Claim the series, and follow it."""
+        series_id = (await self.house.markets.find(self.series)).stored.id
         await self.live.release([series_id])
         (self.claim,) = (await self.live.tick([Want(series_id, None)], [])).claims
-        self.follow(timing=timing)
-
-    def follow(self, *, timing: WorkerTiming = FAST) -> None:
         self.worker = SubscriptionWorker(
             self.claim,
             markets=self.house.markets,
@@ -95,35 +90,10 @@ class Scene:
         self.task = asyncio.create_task(self.worker.run())
 
     async def stop(self) -> None:
-        self.task.cancel()
-        await asyncio.wait({self.task}, timeout=10)
-        assert self.task.done()
-
-    async def listened(self) -> None:
-        await until(lambda: "A/B" in self.plugin.listened)
-
-    async def begin(self, **options: WorkerTiming) -> None:
-        """Start, and speak half a minute before the first one of interest."""
-        self.to(-0.5)
-        await self.start(**options)
-        await self.listened()
-        self.plugin.tell(flat(at(-1), 99), venue_ms=at(-0.5))
-        await self.is_up()
-        self.to(0.1)
-        await self.settled(0)
-
-    def to(self, n: float) -> None:
-        """Let it be that time."""
-        self.clock.advance(minutes=(at(n) - self.clock.now_ms()) / MINUTE_MS)
-
-    def live_bar(self, bar: Bar, **options: object) -> None:
-        """The stream tells of a bar, a second after the minute began, or ended if it is final."""
-        final = options.get("closed") is True
-        self.clock.advance(minutes=max(0, (bar.ts + (MINUTE_MS if final else 1_000) - self.clock.now_ms())) / MINUTE_MS)
-        self.plugin.tell(bar, **options)  # type: ignore[arg-type]
-
-    async def settled(self, n: int) -> None:
-        await until(lambda: self.worker.settled_ms == at(n))
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait({self.task}, timeout=10)
+            assert self.task.done()
 
     async def is_up(self) -> None:
         await until(lambda: self.worker.state is FeedState.UP)
@@ -151,8 +121,51 @@ class Scene:
     def revised(self) -> int:
         return sum(isinstance(message, Revised) for message in self.messages)
 
+    async def read(self, start_ms: int, end_ms: int) -> list[Bar]:
+        return await self.house.store.read(self.claim.series_id, Timeframe.M1, TimeRange(start_ms, end_ms))
+
+
+class Scene(Follow):
+    """A follow of a scripted provider, in minutes from the beginning of the live part on."""
+
+    def __init__(self, house: House, plugin: LivePlugin, clock: ManualClock) -> None:
+        super().__init__(house, clock)
+        self.plugin = plugin
+
+    async def start(self, *, timing: WorkerTiming = FAST) -> None:
+        if self.clock.now_ms() < at(30):
+            # So that the rhythm of the series is known.
+            await self.house.bars(start_ms=at(-180), end_ms=at(-2))
+        await super().start(timing=timing)
+
+    async def listened(self) -> None:
+        await until(lambda: "A/B" in self.plugin.listened)
+
+    async def begin(self, **options: WorkerTiming) -> None:
+        """Start, and speak half a minute before the first one of interest."""
+        self.to(-0.5)
+        await self.start(**options)
+        await self.listened()
+        self.plugin.tell(flat(at(-1), 99), venue_ms=at(-0.5))
+        await self.is_up()
+        self.to(0.1)
+        await self.settled(0)
+
+    def to(self, n: float) -> None:
+        """Let it be that time."""
+        self.clock.advance(minutes=(at(n) - self.clock.now_ms()) / MINUTE_MS)
+
+    def live_bar(self, bar: Bar, **options: object) -> None:
+        """The stream tells of a bar, a second after the minute began, or ended if it is final."""
+        final = options.get("closed") is True
+        self.clock.advance(minutes=max(0, (bar.ts + (MINUTE_MS if final else 1_000) - self.clock.now_ms())) / MINUTE_MS)
+        self.plugin.tell(bar, **options)  # type: ignore[arg-type]
+
+    async def settled(self, n: int) -> None:
+        await until(lambda: self.worker.settled_ms == at(n))
+
     async def stored(self, first: int = 0, last: int = 1_000) -> list[Bar]:
-        return await self.house.store.read(self.claim.series_id, Timeframe.M1, TimeRange(at(first), at(last)))
+        return await self.read(at(first), at(last))
 
     async def verdicts(self, first: int, last: int) -> list[tuple[int, int, Verdict]]:
         out: list[tuple[int, int, Verdict]] = []
@@ -190,9 +203,8 @@ async def a_stage(store: BarStore, clock: ManualClock) -> AsyncIterator[Stage]:
 
     yield make
     for scene in scenes:
-        if hasattr(scene, "task"):
-            await scene.stop()
-            assert scene.plugin.listened == set()
+        await scene.stop()
+        assert scene.plugin.listened == set()
         await scene.house.markets.close()
 
 
