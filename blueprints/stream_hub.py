@@ -39,9 +39,9 @@ class Leave(Farewell, Enum):
     #: It may have been busy for a while: there is time to read on, and to learn that it should come back.
     SLOW = "slow", 4008, "too slow: resume with since", 30.0
     TIMEOUT = "timeout", 4008, "nothing was heard or taken for too long", 1.0
-    TOO_BIG = "too_big", 1009, "a message is too large", 5.0
-    RATE = "rate", 1008, "too many messages", 5.0
-    ERROR = "error", 1011, "internal error", 5.0
+    TOO_BIG = "too_big", 1009, "a message is too large", 2.0
+    RATE = "rate", 1008, "too many messages", 2.0
+    ERROR = "error", 1011, "internal error", 2.0
 
 
 class StreamSettings(Protocol):

@@ -97,8 +97,9 @@ def a_bar(ts: int, state: BarState = BarState.CLOSED, *, close: float = 1.5, ven
 class StreamServer:
     """A server that is ready."""
 
-    def __init__(self, port: int, hub: StreamHub, subscriptions: FakeSubscriptions, stop: asyncio.Event) -> None:
-        self.port, self.hub, self.subscriptions, self.stop = port, hub, subscriptions, stop
+    def __init__(self, port: int, hub: StreamHub, services: FakeServices, stop: asyncio.Event) -> None:
+        self.port, self.hub, self.services, self.stop = port, hub, services, stop
+        self.subscriptions: FakeSubscriptions = services.subscriptions  # type: ignore[attr-defined]
         self.ended = asyncio.Event()
 
     @property
@@ -110,7 +111,7 @@ class StreamServer:
 async def serving(*, heartbeat_s: float | None = None, **settings: Any) -> AsyncIterator[StreamServer]:
     """The product's own server on fakes."""
     services = FakeServices(**settings)
-    subscriptions = services.subscriptions = FakeSubscriptions()  # type: ignore[attr-defined]
+    services.subscriptions = FakeSubscriptions()  # type: ignore[attr-defined]
     found: list[StreamHub] = []
     make = server.create_app
 
@@ -128,7 +129,7 @@ async def serving(*, heartbeat_s: float | None = None, **settings: Any) -> Async
     try:
         running = asyncio.create_task(server.serve_app(services.config, services, listening, stop))  # type: ignore[arg-type]
         await answers(port, running)
-        one = StreamServer(port, found[0], subscriptions, stop)
+        one = StreamServer(port, found[0], services, stop)
         running.add_done_callback(lambda _: one.ended.set())
         yield one
         stop.set()

@@ -1,0 +1,101 @@
+"""What is changed of Hypercorn's and Quart's WebSockets holds with the versions that are installed."""
+
+import asyncio
+import json
+
+import aiohttp
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ResponseReceived
+from hypercorn.protocol import h2 as hypercorn_h2
+from hypercorn.protocol import h11 as hypercorn_h11
+
+from app_extensions.websocket_protocol import LinkedStream, install
+from blueprints.stream_link import PING, text_frame
+from tests.support.raw_socket import CLOSE, TEXT, RawSocket, frame, raw_socket
+from tests.support.raw_socket import PING as PING_KIND
+from tests.support.streaming import connected, serving, until
+
+
+def test_hypercorn_makes_its_websockets_of_our_kind():
+    install()
+    assert hypercorn_h11.WSStream is LinkedStream
+    assert hypercorn_h2.WSStream is LinkedStream
+
+
+async def test_no_compression_is_negotiated_though_the_client_offers_it():
+    async with serving() as server:
+        async with raw_socket(server.port) as socket:
+            head = await socket.shake_hands(more="Sec-WebSocket-Extensions: permessage-deflate\r\n")
+        assert head.startswith("HTTP/1.1 101")
+        assert "extensions" not in head.lower()
+        async with connected(server, compress=15) as client:
+            assert client.ws.compress == 0
+            assert await client.ask(op="ping") == {"type": "pong"}
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, 200_000])
+async def test_a_frame_of_any_size_is_read_as_it_was_written(size: int):
+    text = "é" * (size // 2) + "x" * (size % 2)
+    reader = asyncio.StreamReader()
+    reader.feed_data(text_frame(text) + PING)
+    socket = RawSocket(reader, None)  # type: ignore[arg-type]
+    assert await socket.hear() == (TEXT, text.encode())
+    assert await socket.hear() == (PING_KIND, b"")
+
+
+async def test_a_ping_is_answered_and_a_close_too():
+    async with serving() as server, raw_socket(server.port) as socket:
+        await socket.shake_hands()
+        socket.writer.write(frame(PING_KIND, b"hello"))
+        assert await socket.hear() == (10, b"hello")
+        socket.writer.write(frame(CLOSE, (1000).to_bytes(2)))
+        assert await socket.hear_close() == 1000
+        await socket.hear_end()
+        await until(lambda: not server.hub.connections)
+
+
+async def test_a_message_in_pieces_is_one_message():
+    async with serving() as server, raw_socket(server.port) as socket:
+        await socket.shake_hands()
+        socket.writer.write(frame(TEXT, b'{"op": ', last=False) + frame(PING_KIND) + frame(0, b'"ping"}'))
+        assert (await socket.hear())[0] == 10
+        assert await socket.hear() == (TEXT, b'{"type":"pong"}')
+
+
+async def test_a_client_that_vanishes_in_the_midst_of_the_handshake_leaves_nothing():
+    async with serving() as server:
+        async with raw_socket(server.port) as socket:
+            await socket.shake_hands()
+        async with raw_socket(server.port) as socket:
+            socket.writer.write(
+                b"GET /api/v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            )
+        await until(lambda: server.hub.disconnects.total() == 1)
+        assert not server.hub.connections
+        async with connected(server) as client:
+            assert await client.ask(op="ping") == {"type": "pong"}
+
+
+async def test_over_http2_a_stream_is_refused_clearly():
+    async with serving() as server, raw_socket(server.port) as socket:
+        client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        client.initiate_connection()
+        method, place = (":method", "CONNECT"), (":path", "/api/v1/stream")
+        where = [(":scheme", "http"), (":authority", "x"), (":protocol", "websocket")]
+        client.send_headers(1, [method, place, *where, ("sec-websocket-version", "13")])
+        socket.writer.write(client.data_to_send())
+        async with asyncio.timeout(20):
+            while True:
+                events = client.receive_data(await socket.reader.read(1 << 16))
+                found = [event for event in events if isinstance(event, ResponseReceived)]
+                if found:
+                    break
+        assert found[0].headers is not None
+        assert dict(found[0].headers)[":status"] == "501"
+
+
+async def test_ordinary_requests_are_served_as_ever():
+    async with serving() as server, aiohttp.ClientSession() as session, session.get(f"{server.url}/healthz") as answer:
+        assert (answer.status, json.loads(await answer.text())) == (200, {"status": "ok"})
