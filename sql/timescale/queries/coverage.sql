@@ -4,9 +4,13 @@ SELECT state, ranges * tstzmultirange(tstzrange($3, $4)) AS ranges
 FROM coverage WHERE series_id = $1 AND (timeframe = $2 OR (state = 'not_listed' AND timeframe = '1m'));
 
 -- name: read_checks
+-- The stretches that touch [$3, $4]. They are disjoint: no more than one that begins before can reach as far.
 SELECT starts, ends, answered, attempts, first_checked_at, checked_at, error, recheck_at
 FROM coverage_checks
-WHERE series_id = $1 AND timeframe = $2 AND starts <= $4 AND ends >= $3 ORDER BY starts;
+WHERE series_id = $1 AND timeframe = $2 AND starts <= $4 AND ends >= $3
+  AND starts >= coalesce((SELECT max(starts) FROM coverage_checks
+                          WHERE series_id = $1 AND timeframe = $2 AND starts < $3), '-infinity')
+ORDER BY starts;
 
 -- name: add
 INSERT INTO coverage (series_id, timeframe, state, ranges)
