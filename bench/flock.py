@@ -8,7 +8,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-_TEXT, _CLOSE = 0x81, 0x88
+_TEXT, _CLOSE, _PING = 0x81, 0x88, 0x89
+#: An empty one, with a mask of zeros.
+_PONG = b"\x8a\x80" + bytes(4)
 _SHORT, _LONG = 126, 127
 _JOIN_TIMEOUT_S = 60.0
 #: Sockets that connect at once.
@@ -92,6 +94,8 @@ class Client(asyncio.Protocol):
     def _take(self, kind: int, payload: bytes, now_s: float) -> None:
         if kind == _CLOSE:
             self.lost = f"closed with {int.from_bytes(payload[:2])}"
+        elif kind == _PING:
+            self._write(_PONG)
         elif kind == _TEXT:
             self.is_live = self.is_live or b'"type":"live"' in payload
             if self._wanted(payload):
