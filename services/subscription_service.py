@@ -139,6 +139,8 @@ class SubscriptionService:
             self._woken.set()
         else:
             self._registry.hold(channel)
+            if channel.capabilities is None and listing.feed is not None:
+                channel.capabilities = listing.feed.capabilities
         return channel
 
     async def _until_ready(self, channel: LiveChannel) -> None:
