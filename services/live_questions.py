@@ -81,12 +81,13 @@ class Questions:
         """
         now_ms, start_ms = self._clock.now_ms(), book.sure_ms
         end_ms = max(start_ms, M1.floor(now_ms - settle_ms))
+        question = book.question()
         answer, fault = await self._ask(start_ms, None if forming else end_ms, forming=forming)
         wanted = RangeSet.of(start_ms, end_ms if answer.next_ms is None else min(end_ms, answer.next_ms))
         covered = wanted - RangeSet(gap.range for gap in answer.gaps if gap.verdict in _UNKNOWN)
         bars = [bar for bar in answer.bars if bar.ts < end_ms]
         untold = [] if since_ms is None else book.untold(bars, since_ms, now_ms - self._timing.mute_ms)
-        book.answer(covered, bars)
+        book.answer(covered, bars, question=question)
         if fault is None and not covered.covers(wanted):
             # What failed is left alone for a while: then the last failure stands.
             fault = self.fault or PluginError("the provider does not account for all minutes that have ended")

@@ -94,6 +94,9 @@ class MinuteBook:
         #: What the provider accounted for when it was asked, and which of these minutes have a bar.
         self._asked = RangeSet()
         self._asked_bars: set[int] = set()
+        #: Words that call a minute final are counted, and of which one a minute was called so.
+        self._calls = 0
+        self._called: dict[int, int] = {}
         self._lost = RangeSet()
         self._last_bar_ms = last_bar_ms
         self._recent: dict[int, Bar] = {}
@@ -135,10 +138,20 @@ class MinuteBook:
         self.watched_from_ms, self._connection_newest_ms = None, 0
         self._sure_ms = None
 
-    def answer(self, covered: RangeSet, bars: Iterable[Bar]) -> None:
-        """The provider, asked after their end, accounted for these minutes, and this is in the store by now."""
-        self._asked |= covered & RangeSet.of(self.frontier_ms, 1 << 62)
-        self._asked_bars |= {bar.ts for bar in bars if bar.ts >= self.frontier_ms}
+    def question(self) -> int:
+        """The provider is being asked now; goes with the answer."""
+        return self._calls
+
+    def answer(self, covered: RangeSet, bars: Iterable[Bar], *, question: int | None = None) -> None:
+        """The provider, asked after their end, accounted for these minutes, and this is in the store by now.
+
+        What the stream called final since `question` is newer.
+        """
+        newer = [] if question is None else [ts for ts, call in self._called.items() if call > question]
+        covered -= RangeSet((ts, ts + MINUTE_MS) for ts in newer)
+        ahead = covered & RangeSet.of(self.frontier_ms, 1 << 62)
+        self._asked |= ahead
+        self._asked_bars |= {bar.ts for bar in within(bars, ahead)}
         self._sure_ms = None
 
     def give_up(self, end_ms: int) -> None:
@@ -187,6 +200,7 @@ class MinuteBook:
         self._watched, self._asked, self._lost = self._watched & ahead, self._asked & ahead, self._lost & ahead
         self._heard = {ts: heard for ts, heard in self._heard.items() if ts >= end_ms}
         self._asked_bars = {ts for ts in self._asked_bars if ts >= end_ms}
+        self._called = {ts: call for ts, call in self._called.items() if ts >= end_ms}
         self._last_bar_ms = stands[-1].ts if stands else self._last_bar_ms
         self._remember(stands, end_ms)
         self.newest_ms = max(self.newest_ms, end_ms - MINUTE_MS)
@@ -295,6 +309,8 @@ class MinuteBook:
             minute = RangeSet.of(ts, ts + MINUTE_MS)
             self._lost -= minute
             if changes or not final:
+                self._calls += 1
+                self._called[ts] = self._calls
                 self._asked -= minute
                 self._asked_bars.discard(ts)
         return heard.closed is True or before is None
@@ -309,7 +325,7 @@ class MinuteBook:
 
     def _forget(self) -> None:
         """Nothing can be written for days: begin anew, and have the rest asked for."""
-        self._heard, self._watched = {}, RangeSet()
+        self._heard, self._called, self._watched = {}, {}, RangeSet()
         if self.watched_from_ms is not None:
             self.watched_from_ms = M1.next(self.newest_ms)
 

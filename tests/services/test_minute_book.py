@@ -194,6 +194,15 @@ def test_a_final_word_after_the_answer_counts_more() -> None:
     assert take(book).told == [flat(at(0), 2)]
 
 
+def test_a_final_word_while_the_provider_is_asked_counts_more_than_its_answer() -> None:
+    book = listening()
+    say(book, flat(at(0), 1), closed=False)
+    question = book.question()
+    say(book, flat(at(0), 2), closed=True)
+    book.answer(RangeSet.of(at(0), at(1)), [flat(at(0), 1)], question=question)
+    assert take(book).told == [flat(at(0), 2)]
+
+
 def test_what_was_called_final_does_not_form_again() -> None:
     book = listening()
     say(book, flat(at(0), 1), closed=True)

@@ -66,6 +66,10 @@ class LivePlugin(ScriptedPlugin):
         """End the stream."""
         self._lines[symbol].put_nowait(error or NetworkPluginError("the connection was lost"))
 
+    def is_heard(self, symbol: str = "A/B") -> bool:
+        """Whether nothing that was said waits to be listened to."""
+        return symbol not in self._lines or self._lines[symbol].empty()
+
     def honest_page(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Page:
         page = super().honest_page(symbol, timeframe, wanted)
         present = RangeSet.of(0, self._clock.now_ms())
