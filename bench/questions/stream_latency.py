@@ -11,7 +11,7 @@ from bench.flock import Flock, flock
 from bench.outcome import Outcome, Row, Task, side_by_side
 from bench.stream_server import HELLO, PATH, allow_many_files, running
 
-_CLIENTS, _BARS = 1_000, 12
+_CLIENTS, _BARS = 1_000, 6
 _WARM_UP = 2
 
 

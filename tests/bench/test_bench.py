@@ -47,6 +47,13 @@ def test_a_backfill_that_is_measured_was_done_right():
     assert "5,760 bars a round." in run.stdout
 
 
+def test_a_stream_that_is_measured_reaches_every_client():
+    run = finished("--quick", "stream_fanout", "stream_follow")
+    assert run.returncode == 0, run.stderr
+    assert "one bar to 100 clients" in run.stdout
+    assert "following 50 series" in run.stdout
+
+
 def test_an_unknown_question_is_told_clearly():
     run = finished("--quick", "backfill_plan", "nonsense")
     assert run.returncode == 2
