@@ -143,7 +143,12 @@ class BarWalk:
     async def _ask(self, window: TimeRange, *, newest_first: bool = False) -> Ask:
         """A question about a window; once the provider has failed, what is stored must do."""
         ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
-        return replace(ask, newest_first=newest_first, stored_only=self._answer.error is not None)
+        return replace(
+            ask,
+            newest_first=newest_first,
+            stored_only=self._answer.error is not None,
+            minutes_final=window.end_ms <= self._query.settled_ms,
+        )
 
     async def _take(self, window: TimeRange, *, newest_first: bool = False) -> Bars:
         ask = await self._ask(window, newest_first=newest_first)

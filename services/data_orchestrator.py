@@ -74,7 +74,9 @@ class DataOrchestrator:
         """Closed bars of the range, fetched where nobody knew them yet."""
         trace = Trace()
         wanted = RangeSet((ask.range,))
-        cached = await self._cache.read(ask, wanted, trace)
+        # The cache may hold the provider's own bars.
+        by_minutes = ask.minutes_final and ask.folds_minutes
+        cached = SourceAnswer() if by_minutes else await self._cache.read(ask, wanted, trace)
         rest = wanted - cached.known
         fresh = await consult((*self._local, self._plugin, self._last), ask, rest, trace) if rest else SourceAnswer()
         if fresh.lasting:

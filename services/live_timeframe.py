@@ -132,6 +132,11 @@ class FoldedFeed(TimeframeFeed):
         self._frontier_ms = frontier_ms
         #: None: what was missed is being read.
         self._fold: LiveFold | None = None
+        #: How often minutes were altered that are not told yet: what is being read may be from before.
+        self._alterations = 0
+        #: Buckets that were told, and have other values now.
+        self._altered: set[int] = set()
+        self._is_correcting = False
         if timeframe is Timeframe.M1:
             self._fold = LiveFold(timeframe, frontier_ms)
         else:
@@ -162,10 +167,14 @@ class FoldedFeed(TimeframeFeed):
                 if bar.ts < self.closed_ms:
                     self._tell_corrected(bar)
             return
-        buckets = sorted({self.timeframe.floor(bar.ts) for bar in minutes})
-        if old := [ts for ts in buckets if ts < self.closed_ms]:
-            self._start(self._correct(old), "correct")
-        if buckets[-1] >= self.closed_ms:
+        buckets = {self.timeframe.floor(bar.ts) for bar in minutes}
+        old = {ts for ts in buckets if ts < self.closed_ms}
+        self._altered |= old
+        if old and not self._is_correcting:
+            self._is_correcting = True
+            self._start(self._correct(), "correct")
+        if buckets > old:
+            self._alterations += 1
             self._recover()
 
     def _recover(self) -> None:
@@ -189,7 +198,10 @@ class FoldedFeed(TimeframeFeed):
         """Tell the bars that were closed meanwhile."""
         tries = 0
         while (target_ms := self.timeframe.floor(self._frontier_ms)) > self.closed_ms:
+            alterations = self._alterations
             part = await self.reader.part(self.timeframe, TimeRange(self.closed_ms, target_ms))
+            if alterations != self._alterations:
+                continue
             if part.lost and tries < LOST_TRIES:
                 tries += 1
                 await asyncio.sleep(RETRY_S * tries)
@@ -198,22 +210,33 @@ class FoldedFeed(TimeframeFeed):
 
     async def _read_present(self) -> None:
         """Read what the present bucket holds; not done where it moved meanwhile."""
-        frontier_ms, partial, whole = self._frontier_ms, None, True
+        frontier_ms, alterations = self._frontier_ms, self._alterations
+        partial, whole = None, True
         if frontier_ms > self.closed_ms:
             present = TimeRange(self.closed_ms, frontier_ms)
             partial, whole = await self.reader.partial(self.timeframe, present)
-        if frontier_ms == self._frontier_ms:
+        if (frontier_ms, alterations) == (self._frontier_ms, self._alterations):
             self._fold = LiveFold(self.timeframe, frontier_ms, partial=partial, whole=whole)
 
-    async def _correct(self, buckets: Sequence[int]) -> None:
-        for ts_ms in buckets:
-            try:
-                part = await self.reader.part(self.timeframe, TimeRange(ts_ms, self.timeframe.next(ts_ms)))
-            except CandleryError as exc:
-                log.warning("a corrected %s bar of %d could not be read: %s", self.timeframe.value, ts_ms, exc)
-                continue
-            for bar in part.bars:
-                self._tell_corrected(bar)
+    async def _correct(self) -> None:
+        """Tell altered bars one after the other, as they are at last: a reading that was overtaken is not told."""
+        pause_s = RETRY_S
+        try:
+            while self._altered:
+                ts_ms = min(self._altered)
+                self._altered.discard(ts_ms)
+                try:
+                    part = await self.reader.part(self.timeframe, TimeRange(ts_ms, self.timeframe.next(ts_ms)))
+                except CandleryError as exc:
+                    log.warning("a corrected %s bar of %d waits to be read: %s", self.timeframe.value, ts_ms, exc)
+                    self._altered.add(ts_ms)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, RETRY_LIMIT_S)
+                    continue
+                for bar in part.bars if ts_ms not in self._altered else ():
+                    self._tell_corrected(bar)
+        finally:
+            self._is_correcting = False
 
 
 class OfficialFeed(TimeframeFeed):

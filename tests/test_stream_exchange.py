@@ -3,9 +3,10 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import msgspec
 import pytest
 
 from domain.bar import Bar, fold
@@ -15,14 +16,17 @@ from domain.timeframe import MINUTE_MS, Timeframe
 from tests.loopback.binance import BinanceLoopback
 from tests.loopback.binance_script import BinanceScript
 from tests.support.clock import ManualClock
-from tests.support.live_product import LiveProduct, Watcher, hasty, live_product, until, watching
-from tests.support.market import START_MS
-
-__all__ = ["hasty"]
+from tests.support.live_product import LiveProduct, Watcher, be_hasty, live_product, until, watching
+from tests.support.market import START_MS, random_minutes
 
 BTC = Series("crypto", "binance", "BTC/USDT")
 #: So many minutes before the first live one; the last live one ends a third hour.
 HISTORY, COUNT = 50, 130
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_hasty(monkeypatch)
 
 
 @asynccontextmanager
@@ -103,7 +107,7 @@ def clock() -> ManualClock:
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_everybody_has_every_closed_bar_once_and_in_order_whatever_befalls_the_exchange(
-    seed: int, database_url: str, clock: ManualClock, hasty: Callable[..., None]
+    seed: int, database_url: str, clock: ManualClock
 ):
     first_ms = START_MS + HISTORY * MINUTE_MS
     async with BinanceLoopback({}, clock=clock) as venue, exchange_product(database_url, venue, clock) as product:
@@ -139,7 +143,11 @@ async def _come_to_rest(
     async def pass_on() -> None:
         clock.advance(minutes=0.05)
 
-    await until(lambda: product.settled_ms(BTC) >= script.end_ms, step=pass_on, why=lambda: f"closed up to {product.settled_ms(BTC)}")
+    await until(
+        lambda: product.settled_ms(BTC) >= script.end_ms,
+        step=pass_on,
+        why=lambda: f"closed up to {product.settled_ms(BTC)}",
+    )
     await until(lambda: bool(venue.stream.streams), step=pass_on, why=lambda: "the stream did not come back")
     await script.repeat_corrections()
 
@@ -171,3 +179,34 @@ async def _assert_verdicts(product: LiveProduct, clock: ManualClock, live: TimeR
         await product.services.rechecker.run()
     found = await product.minutes_by_verdict(BTC, live)
     assert (found.get(Verdict.DATA, set()), found.get(Verdict.NO_TRADES, set())) == (data, empty)
+
+
+async def test_a_bar_with_an_empty_minute_is_folded_and_corrected_whatever_the_exchange_says_of_it(
+    database_url: str, clock: ManualClock
+):
+    """Its own bars of five minutes may be from before the correction; clients are told what the minutes make."""
+    minutes = [bar for bar in random_minutes(3, 70, start_ms=START_MS, holes=0.0) if bar.ts // MINUTE_MS % 5 != 2]
+    wrong = [Bar(START_MS + n * 5 * MINUTE_MS, 1, 1, 1, 1, 1) for n in range(14)]
+    first_ms = START_MS + HISTORY * MINUTE_MS
+    live = [bar for bar in minutes if bar.ts >= first_ms]
+    corrected = msgspec.structs.replace(live[1], volume=live[1].volume + 1)
+    async with BinanceLoopback({"BTCUSDT": minutes}, clock=clock) as venue:
+        venue.set_bars("BTCUSDT", wrong, Timeframe.M5)
+        async with exchange_product(database_url, venue, clock) as product, watching(product, BTC, Timeframe.M5) as one:
+            await venue.stream.subscribed("BTCUSDT")
+            for bar in live:
+                clock.advance(minutes=(bar.ts + MINUTE_MS - clock.now_ms()) / MINUTE_MS)
+                await venue.stream.say("BTCUSDT", bar, closed=True)
+            last_ms = START_MS + 65 * MINUTE_MS
+            await until(lambda: bool(one.closed) and one.closed[-1].ts == last_ms)
+            assert [bar for bar in one.closed if bar.ts >= first_ms] == fold(live, Timeframe.M5)
+            assert [bar for bar in one.closed if bar.volume == 1] == []
+            # A reader of the store has the exchange asked for its own.
+            await product.get("ohlcv", **BTC._asdict(), timeframe="5m", start=first_ms, end=START_MS + 70 * MINUTE_MS)
+            assert [call for call in venue.calls_to("klines") if call.query["interval"] == "5m"] != []
+            await venue.stream.say("BTCUSDT", corrected, closed=True)
+            await until(lambda: bool(one.corrected))
+            live[1] = corrected
+            assert one.corrected == fold(live, Timeframe.M5)[:1]
+            async with watching(product, BTC, Timeframe.M5, since_ms=first_ms) as another:
+                assert another.snapshot == fold(live, Timeframe.M5)

@@ -40,7 +40,7 @@ class AggregateSource(DataSource):
     ) -> tuple[RangeSet, RangeSet]:
         """Which buckets of `reach`, whose every minute was answered for, to give, and which of them are settled."""
         settled = await self._settled(ask, folded, knowledge, reach)
-        return settled, settled
+        return (reach if ask.minutes_final else settled), settled
 
     async def _settled(self, ask: Ask, folded: list[FoldedBar], knowledge: Knowledge, reach: RangeSet) -> RangeSet:
         """Buckets of `reach` with a final verdict for every minute; minutes are looked at only where it is in doubt."""

@@ -30,6 +30,8 @@ class Ask:
         now_ms: when the question was put.
         newest_first: fetch from the end of the range on, since its newest bars matter most.
         stored_only: leave the provider alone; it has just failed.
+        minutes_final: its minutes were closed by evidence, empty ones too: they count for more than what the provider
+            says of coarser bars, which may be from before a late minute came in.
     """
 
     series: Series
@@ -41,6 +43,7 @@ class Ask:
     feed: Feed | None = None
     newest_first: bool = False
     stored_only: bool = False
+    minutes_final: bool = False
 
     @property
     def capabilities(self) -> Capabilities:

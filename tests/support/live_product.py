@@ -101,16 +101,10 @@ class LiveProduct:
         return await self.services.store.read(found.id, Timeframe.M1, wanted)
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets the followers of series be as patient as is said; calls to providers are repeated soon."""
+def be_hasty(monkeypatch: pytest.MonkeyPatch, timing: WorkerTiming = HASTY) -> None:
+    """Let the followers of series be as patient as is said; calls to providers are repeated soon."""
     monkeypatch.setattr(feed_module, "_BACKOFF", lambda _: 0.005)
-
-    def set_timing(timing: WorkerTiming = HASTY) -> None:
-        monkeypatch.setattr(wiring, "SubscriptionWorker", partial(SubscriptionWorker, timing=timing))
-
-    set_timing()
-    return set_timing
+    monkeypatch.setattr(wiring, "SubscriptionWorker", partial(SubscriptionWorker, timing=timing))
 
 
 @asynccontextmanager
