@@ -120,7 +120,8 @@ async def test_everybody_has_every_closed_bar_once_and_in_order_whatever_befalls
             await script.play(each_minute=crowd.move)
             await crowd.gather()
             await _come_to_rest(product, venue, clock, script)
-            truth = script.bars
+            truth, live = script.bars, TimeRange(first_ms, script.end_ms)
+            await _until_stored(product, live, truth)
             await until(
                 lambda: all(one.has(truth, script.end_ms) for one in crowd.here),
                 why=lambda: "\n".join(one.difference(truth, script.end_ms) for one in crowd.here),
@@ -130,8 +131,6 @@ async def test_everybody_has_every_closed_bar_once_and_in_order_whatever_befalls
         assert venue.stream.opened > 1 or script.troubles == ["REST in trouble"], script.troubles
         for one in crowd.sessions:
             _assert_seamless(one, truth, script.touched)
-        live = TimeRange(first_ms, script.end_ms)
-        assert await product.stored(BTC, live) == [bar for bar in truth if bar.ts >= first_ms]
         await _assert_verdicts(product, clock, live, truth)
 
 
@@ -150,6 +149,15 @@ async def _come_to_rest(
     )
     await until(lambda: bool(venue.stream.streams), step=pass_on, why=lambda: "the stream did not come back")
     await script.repeat_corrections()
+
+
+async def _until_stored(product: LiveProduct, live: TimeRange, truth: list[Bar]) -> None:
+    stored: list[Bar] = []
+
+    async def look() -> None:
+        stored[:] = await product.stored(BTC, live)
+
+    await until(lambda: stored == [bar for bar in truth if bar.ts >= live.start_ms], step=look)
 
 
 def _assert_seamless(watcher: Watcher, truth: list[Bar], touched: set[int]) -> None:
