@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,10 +17,13 @@ from domain.time_range import TimeRange
 from domain.timeframe import MINUTE_MS, Timeframe
 from tests.loopback.binance import BinanceLoopback
 from tests.loopback.binance_script import BinanceScript
+from tests.loopback.binance_stream import read_frames
+from tests.loopback.exchange import listed
 from tests.support.clock import ManualClock
 from tests.support.live_product import LiveProduct, Watcher, be_hasty, live_product, until, watching
 from tests.support.market import START_MS, random_minutes
 
+RECORDINGS = Path(os.environ.get("CANDLERY_RECORDINGS") or Path(__file__).resolve().parents[2] / "shared")
 BTC = Series("crypto", "binance", "BTC/USDT")
 #: So many minutes before the first live one; the last live one ends a third hour.
 HISTORY, COUNT = 50, 130
@@ -218,3 +223,34 @@ async def test_a_bar_with_an_empty_minute_is_folded_and_corrected_whatever_the_e
             assert one.corrected == fold(live, Timeframe.M5)[:1]
             async with watching(product, BTC, Timeframe.M5, since_ms=first_ms) as another:
                 assert another.snapshot == fold(live, Timeframe.M5)
+
+
+@pytest.mark.skipif(not (RECORDINGS / "wire").is_dir(), reason="there are no recordings here")
+async def test_recorded_frames_reach_clients_as_they_were_and_the_minute_ends_in_the_store(database_url: str) -> None:
+    frames = read_frames(RECORDINGS / "wire" / "BINANCE.ws.1.0")
+    told = [json.loads(frame.text) for frame in frames]
+    klines = {one["data"]["s"]: one["data"]["k"] for one in told if one.get("stream", "").endswith("@kline_1m")}
+    pairs = {"NKNUSDT": "NKN/USDT", "LRCBTC": "LRC/BTC"}
+    assert klines.keys() == pairs.keys()
+    clock = ManualClock(round(frames[0].at_s * 1000))
+    async with BinanceLoopback({}, symbols=listed(*pairs.values()), clock=clock) as venue, AsyncExitStack() as stack:
+        product = await stack.enter_async_context(exchange_product(database_url, venue, clock))
+        series = {id_: Series("crypto", "binance", pair) for id_, pair in pairs.items()}
+        watchers = {id_: await stack.enter_async_context(watching(product, one)) for id_, one in series.items()}
+        await venue.stream.subscribed(*pairs)
+        for frame in frames:
+            clock.advance(minutes=(frame.at_s * 1000 - clock.now_ms()) / MINUTE_MS)
+            await venue.stream.shout(frame.text)
+        for id_, watcher in watchers.items():
+            k = klines[id_]
+            bar = Bar(k["t"], *(float(k[name]) for name in "ohlcv"))
+            await until(lambda w=watcher, b=bar: b in w.forming)  # type: ignore[misc]
+            # The exchange's last word on the minute, which the recording does not hold.
+            venue.set_bars(id_, [msgspec.structs.replace(bar, volume=bar.volume + 1)])
+        clock.advance(minutes=1)
+        for id_, watcher in watchers.items():
+            await until(lambda w=watcher: bool(w.closed))  # type: ignore[misc]
+            minute = TimeRange(klines[id_]["t"], klines[id_]["T"] + 1)
+            assert [bar.volume for bar in watcher.closed] == [float(klines[id_]["v"]) + 1]
+            assert watcher.closed == await product.stored(series[id_], minute)
+            assert (watcher.faults, watcher.gaps) == ([], [])
