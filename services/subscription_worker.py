@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from domain.bar import Bar
@@ -110,10 +111,9 @@ class SubscriptionWorker:
         try:
             await self._insist(self._begin_or_say)
             async with asyncio.TaskGroup() as tasks:
-                name = str(self.claim.series)
-                tasks.create_task(self._upstream.run(), name=f"listen to {name}")
-                tasks.create_task(self._ask(), name=f"ask for {name}")
-                tasks.create_task(self._write(), name=f"write {name}")
+                tasks.create_task(self._upstream.run(), name=f"listen to {self.claim.series}")
+                tasks.create_task(self._ask(), name=f"ask for {self.claim.series}")
+                tasks.create_task(self._write(), name=f"write {self.claim.series}")
         except* FencedError:
             log.info("%s is followed by another process from now on", self.claim.series)
 
@@ -149,12 +149,13 @@ class SubscriptionWorker:
         """Ask for what is closed and for what forms."""
         now_ms = self._clock.now_ms()
         opens_ms = self._book.hours.next_open(self._book.open_ms)
-        if opens_ms > now_ms:
+        is_open = opens_ms <= now_ms
+        if not is_open and self._due_ms() > now_ms:
             self._review(polled=True)
             return min(self._timing.look_s, (opens_ms - now_ms) / 1000)
         try:
             await self._keep_ready()
-            reply = await self._questions.put(self._book, self._settle_ms, forming=True)
+            reply = await self._questions.put(self._book, self._settle_ms, forming=is_open)
         except DatabaseUnavailableError as exc:
             log.info("%s cannot be polled now: %s", self.claim.series, exc)
             return self._timing.database_backoff_limit_s
@@ -184,11 +185,9 @@ class SubscriptionWorker:
             wait_s = min(wait_s, max(due_s, self._questions.from_s - time.monotonic(), 0.0))
         if self.state is not FeedState.UP and self._upstream.spoke_s is None:
             wait_s = min(wait_s, self._timing.presume_ms / 1000)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._to_ask.wait()
-        except TimeoutError:
-            pass
         self._to_ask.clear()
 
     def _due_ms(self) -> int:
@@ -203,15 +202,16 @@ class SubscriptionWorker:
         is_time = time.monotonic() >= self._questions.from_s and self._clock.now_ms() >= self._due_ms()
         if is_time and not self._upstream.polling:
             await self._question()
+        if self._late:
+            self._to_write.set()
         self._review()
 
     async def _question(self) -> None:
         """Ask for all that has ended, and judge the stream by the answer."""
         upstream, book, heard_ms, hole = self._upstream, self._book, self.last_heard_ms, self._has_hole()
         connection, blocked = upstream.connections, book.is_blocked()
-        reply = await self._questions.put(
-            book, self._settle_ms, spoke_s=upstream.spoke_s, since_ms=self._reliable_since_ms()
-        )
+        since_ms = self._reliable_since_ms()
+        reply = await self._questions.put(book, self._settle_ms, spoke_s=upstream.spoke_s, since_ms=since_ms)
         self._to_write.set()
         if connection == upstream.connections:
             self._blame(reply.untold)
@@ -252,7 +252,7 @@ class SubscriptionWorker:
                 done = await self._insist(self._settle, batch)
                 known = runs_of(done.bars, M1)
                 await self._cache.store_1m_bars(self.claim.series_id, done.revision, done.bars, known)
-            await self._insist(self._correct)
+            await self._correct_or_leave()
             self._review()
 
     async def _settle(self, batch: Batch) -> Settlement:
@@ -294,6 +294,17 @@ class SubscriptionWorker:
             self._publish(Revised(self.claim.series_id))
         self._book.corrected(bars)
         self._late = {ts: bar for ts, bar in self._late.items() if bar not in bars}
+
+    async def _correct_or_leave(self) -> None:
+        """What cannot be corrected now holds up no new minutes; it is tried again with the next ones, or soon."""
+        try:
+            await self._correct()
+        except FencedError:
+            raise
+        except CandleryError as exc:
+            log.info("%s is corrected later: %s", self.claim.series, exc)
+        except Exception:
+            log.exception("%s could not be corrected; it is tried again", self.claim.series)
 
     async def _write_status(self) -> None:
         if self._to_say:
@@ -344,8 +355,7 @@ class SubscriptionWorker:
         hours = await self._hours(frontier_ms)
         length_ms = _RHYTHM_MS if self._calendar is None else _RHYTHM_MS_OF_SESSIONS
         past = TimeRange(frontier_ms - length_ms, frontier_ms)
-        tiles = await self._ohlcv.coverage(claim.series, M1, past)
-        rhythm, last_bar_ms = learn(tiles)
+        rhythm, last_bar_ms = learn(await self._ohlcv.coverage(claim.series, M1, past))
         self._book = MinuteBook(frontier_ms, rhythm, hours, last_bar_ms=last_bar_ms)
 
     async def _keep_ready(self) -> None:

@@ -144,6 +144,29 @@ async def test_a_provider_without_a_stream_is_polled(stage: Stage) -> None:
     await until(lambda: scene.closed == bars_of(0, 3))
 
 
+async def test_a_polled_stock_is_left_alone_at_night(stage: Stage) -> None:
+    scene = stage(capabilities=POLLED, calendar="NY_WEEKDAYS")
+    close = (START_MS + 21 * HOUR_MS - LIVE_MS) // MINUTE_MS
+    scene.plugin.market["A/B"] = bars_of(close - 400, close)
+    scene.to(close - 0.5)
+    await scene.start()
+    await until(lambda: scene.formed)
+    scene.to(close + 0.1)
+    await scene.settled(close)
+    assert scene.closed == bars_of(close - 1, close)
+    before = len(scene.plugin.calls)
+    for hour in range(1, 17):
+        scene.to(close + hour * 60)
+        await asyncio.sleep(0.05)
+    assert len(scene.plugin.calls) == before
+    await until(lambda: (scene.worker.settled_ms or 0) >= START_MS + DAY_MS)
+    opens = close + 17 * 60 + 30
+    scene.plugin.market["A/B"] += bars_of(opens, opens + 2)
+    scene.to(opens + 1.1)
+    await scene.settled(opens + 1)
+    assert scene.closed[-1:] == bars_of(opens, opens + 1)
+
+
 async def test_a_stream_that_is_refused_is_polled_and_tried_again_later(stage: Stage) -> None:
     scene = stage(bars_of(0, 30))
     scene.plugin.closed_door = PluginFeatureNotSupportedError("symbol limit exceeded")

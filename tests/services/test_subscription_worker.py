@@ -343,6 +343,29 @@ async def test_a_correction_is_logged_and_told(stage: Stage) -> None:
     assert (scene.revised, scene.worker.corrections) == (1, 1)
 
 
+async def test_a_correction_that_fails_holds_up_nothing_and_is_made_later(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = stage()
+    await scene.begin()
+    scene.live_bar(flat(at(0), 100), closed=True)
+    await scene.settled(1)
+    correct, faults = LiveStore.correct, [ValueError("no"), DatabaseUnavailableError()]
+
+    async def perhaps(self: LiveStore, *args: object) -> bool:
+        if faults:
+            raise faults.pop()
+        return await correct(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LiveStore, "correct", perhaps)
+    scene.plugin.tell(flat(at(0), 7), closed=True)
+    scene.live_bar(flat(at(1), 101), closed=True)
+    await scene.settled(2)
+    await until(lambda: scene.revised)
+    assert await scene.stored() == [flat(at(0), 7), flat(at(1), 101)]
+    assert "could not be corrected" in caplog.text
+
+
 async def test_a_bar_that_comes_late_is_stored_and_told(stage: Stage) -> None:
     scene = stage()
     await scene.begin()
