@@ -259,7 +259,7 @@ class StreamClient:
         if self._openings is None or self._snapshots is None:
             self._openings, self._snapshots = asyncio.Semaphore(OPENINGS), asyncio.Semaphore(SNAPSHOTS)
         try:
-            async with self._openings:
+            async with self._openings, self._hub.openings:
                 made.held = await self._subscribed(made)
             made.is_simulated = self._is_simulated(made.query.series)
             async with self._snapshots:

@@ -17,6 +17,9 @@ HEARTBEAT_S = 15.0
 SLOTS = 15
 #: Clients that are written to before anything else has its turn.
 CLIENTS_A_TURN = 200
+#: Subscriptions of all clients that are being made at once: all of a crowd that comes back together would ask the
+#: database at the same time, and be told that it is out of reach.
+OPENINGS = 128
 #: Upper bounds of the buckets of `candlery_stream_bar_lag_seconds`.
 LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -146,6 +149,7 @@ class StreamHub:
         self.explain = explain
         self.tick_s = heartbeat_s / SLOTS
         self.is_stopping = False
+        self.openings = asyncio.Semaphore(OPENINGS)
         self.clients: set[Member] = set()
         #: Those whose connections are not over yet: they may have been told to go.
         self.connections: set[Member] = set()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from blueprints.stream_hub import Leave
+from blueprints.stream_hub import OPENINGS, Leave
 from domain.bar import Bar
 from services.live import BarState
 from tests.support.raw_socket import BINARY, CLOSE, PING, PONG, TEXT, RawSocket, frame, raw_socket
@@ -239,6 +239,20 @@ async def test_the_end_of_the_server_is_told_with_1001_and_mute_clients_do_not_h
         assert server.hub.disconnects[Leave.STOPPING] == 21
         assert not server.hub.connections
         assert all(one.closed for one in server.subscriptions.made)
+
+
+async def test_a_crowd_that_comes_at_once_is_not_let_loose_on_the_database():
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serving())
+        server.subscriptions.gate = asyncio.Event()
+        for _ in range(6):
+            socket = await stack.enter_async_context(raw_socket(server.port))
+            await socket.shake_hands()
+            socket.writer.write(b"".join(subscribe(str(number)) for number in range(40)))
+        await until(lambda: (server.subscriptions.opening, server.hub.subscriptions) == (OPENINGS, 240))
+        server.subscriptions.gate.set()
+        await until(lambda: len(server.subscriptions.live) == 240)
+        assert server.subscriptions.most_opening == OPENINGS
 
 
 class Child:

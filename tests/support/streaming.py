@@ -69,8 +69,17 @@ class FakeSubscriptions:
         self.error: Exception | None = None
         self.run_error: Exception | None = None
         self.gate: asyncio.Event | None = None
+        self.opening = self.most_opening = 0
 
     async def subscribe(self, query: LiveQuery, sink: Sink) -> FakeSubscription:
+        self.opening += 1
+        self.most_opening = max(self.opening, self.most_opening)
+        try:
+            return await self._subscribe(query, sink)
+        finally:
+            self.opening -= 1
+
+    async def _subscribe(self, query: LiveQuery, sink: Sink) -> FakeSubscription:
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
