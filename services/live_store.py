@@ -173,10 +173,13 @@ class LiveStore:
             DatabaseUnavailableError: nothing is known of how far it came.
         """
         async with self._writing, self._database.transaction() as db:
-            if await self._hold(db, claim) != start_ms:
+            frontier_ms = await self._hold(db, claim)
+            if frontier_ms not in {start_ms, end_ms}:
                 raise FencedError(f"the minutes of {claim.series} are not closed up to where these begin")
-            written = await self._record(db, claim, bars, answered, asked_ms)
-            if unhealed:
+            # Where they are closed already, only the answer to this claim's own commit was lost.
+            is_new = frontier_ms == start_ms
+            written = await self._record(db, claim, bars, answered, asked_ms) if is_new else Written()
+            if unhealed and is_new:
                 await self.store.record_failure_in(db, claim.series_id, Timeframe.M1, unhealed, why)
                 await self.store.wish_in(db, claim.series_id, unhealed, after_ms=HOUR_MS)
             row = await db.fetchrow(self._sql["advance"], claim.series_id, start_ms, end_ms)

@@ -404,6 +404,16 @@ async def test_minutes_that_do_not_begin_at_the_frontier_are_refused(any_store: 
     assert await state_of(any_store, claim.series_id) == before
 
 
+async def test_minutes_whose_commit_was_not_answered_can_be_closed_again(any_store: BarStore) -> None:
+    live = process(any_store, "one")
+    claim = await follow(live, await new_series(any_store))
+    bars, end_ms = random_minutes(7, 3, holes=0), START_MS + 3 * MINUTE_MS
+    await settle(live, claim, bars, start_ms=START_MS, end_ms=end_ms)
+    before = await state_of(any_store, claim.series_id)
+    assert await settle(live, claim, bars, start_ms=START_MS, end_ms=end_ms) == (0, 0)
+    assert await state_of(any_store, claim.series_id) == before
+
+
 async def test_a_series_that_was_not_begun_cannot_be_settled(store: BarStore) -> None:
     live = process(store, "one")
     (claim,) = (await live.tick(wants(await new_series(store)), [])).claims
