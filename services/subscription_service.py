@@ -197,10 +197,11 @@ class SubscriptionService:
         wants = [Want(channel.series_id, _line(channel)) for channel in self._registry]
         tick = await self._store.tick(wants, owned)
         self._signed_on = bool(wants)
+        unwanted = [series_id for series_id in owned if series_id in tick.kept - tick.wanted]
+        # First: a series that was lost may be among the claims again.
+        await self.followers.stop([series_id for series_id in owned if series_id not in tick.kept] + unwanted)
         for claim in tick.claims:
             self.followers.start(claim)
-        unwanted = [series_id for series_id in owned if series_id in tick.kept - tick.wanted]
-        await self.followers.stop([series_id for series_id in owned if series_id not in tick.kept] + unwanted)
         if unwanted:
             await self._store.release(unwanted)
         for channel in self._registry:

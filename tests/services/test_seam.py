@@ -74,7 +74,7 @@ class PlayedFollower:
         self, claim: FeedClaim, store: LiveStore, publish: Callable[[Message], None], *, late_s: float = 0
     ) -> None:
         self.claim = claim
-        self.at_ms = LIVE_MS
+        self.at_ms = LIVE_MS if claim.settled_ms is None else claim.settled_ms
         self._store = store
         self._publish = publish
         #: It takes its time, and begins afresh where another has ended.
@@ -109,19 +109,20 @@ class PlayedFollower:
 class Stage:
     """The service with its clients, and the follower it is given."""
 
-    def __init__(self, house: House, broadcast: MemoryBroadcast, *, owner: str = "one") -> None:
+    def __init__(self, house: House, broadcast: MemoryBroadcast, store: LiveStore | None = None) -> None:
         self.house = house
         self.played: list[PlayedFollower] = []
         self.late_s = 0.0
         self.registry = SubscriptionRegistry(grace_s=60)
-        self.store = LiveStore(house.store, owner)
+        self.store = store or LiveStore(house.store, "one")
+        self.followers = Followers(self._play)
         self.service = SubscriptionService(
             house.markets,
             house.ohlcv,
             self.store,
             house.clock,
             broadcast=broadcast,
-            followers=Followers(self._play),
+            followers=self.followers,
             registry=self.registry,
         )
         self.publish = broadcast.publish
@@ -175,7 +176,7 @@ class Visit:
     """A client that stays for a while."""
 
     def __init__(self, timeframe: Timeframe, since_ms: int | None, last: int | None) -> None:
-        self.client = LiveClient(pause_s=0.001)
+        self.client = LiveClient(pause_s=0.001, since_ms=since_ms)
         self.timeframe, self.since_ms, self.last = timeframe, since_ms, last
         self.subscription: Subscription | None = None
         self.task: asyncio.Task[None] | None = None
@@ -183,6 +184,15 @@ class Visit:
     async def come(self, stage: Stage) -> None:
         self.subscription = await stage.subscribe(self.client, self.timeframe, since_ms=self.since_ms, last=self.last)
         await self.subscription.run()
+
+    async def leave(self) -> None:
+        """Be gone, in the middle of coming where that is not over."""
+        task, self.task = self.task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        if self.subscription is not None:
+            self.subscription.close()
 
     def expected(self, stored: list[Bar], end_ms: int) -> list[Bar]:
         """What a client that is still here must have."""
@@ -230,10 +240,11 @@ async def test_every_client_has_every_closed_bar_once_and_in_order(
         end_ms = Timeframe.H1.ceil(follower.at_ms + MINUTE_MS)
         stage.house.clock.advance(minutes=(end_ms - follower.at_ms) / MINUTE_MS)
         await follower.settle([bar for bar in market if follower.at_ms <= bar.ts < end_ms], end_ms)
+        # Whoever has come has read what was before, and had it stored.
+        await asyncio.wait_for(asyncio.gather(*(visit.task for visit in visits if visit.task is not None)), 20)
         stored = await store.read(1, Timeframe.M1, TimeRange(0, end_ms))
         for visit in visits:
             if visit.task is not None:
-                await asyncio.wait_for(visit.task, 20)
                 await until(partial(visit.has, stored, end_ms), or_say=partial(visit.lacks, stored, end_ms))
             assert visit.client.faults == []
             visit.check_complete([bar for bar in stored if bar.ts not in late], stored)
@@ -261,23 +272,16 @@ async def _one_step(
         truth[changed.ts] = changed
         await follower.correct(changed)
     elif what < 0.9 or not here:
-        visit = _visit(rng, visits, follower.at_ms)
+        visit = a_visit(rng, visits, follower.at_ms)
         visits.append(visit)
         visit.task = asyncio.create_task(visit.come(stage))
     else:
-        visit = rng.choice(here)
-        assert visit.task is not None
-        if not visit.task.done():
-            visit.task.cancel()
-        await asyncio.wait({visit.task})
-        visit.task = None
-        if visit.subscription is not None:
-            visit.subscription.close()
+        await rng.choice(here).leave()
     await asyncio.sleep(rng.choice((0, 0, 0.002, 0.03)))
     return late
 
 
-def _visit(rng: random.Random, visits: list[Visit], now_ms: int) -> Visit:
+def a_visit(rng: random.Random, visits: list[Visit], now_ms: int) -> Visit:
     """Somebody new, or somebody who was here and goes on from the last bar."""
     gone = [visit for visit in visits if visit.task is None and visit.client.closed]
     if gone and rng.random() < 0.5:

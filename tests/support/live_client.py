@@ -18,7 +18,7 @@ from services.live import (
 class LiveClient:
     """The sink of one subscription."""
 
-    def __init__(self, *, pause_s: float = 0) -> None:
+    def __init__(self, *, pause_s: float = 0, since_ms: int | None = None) -> None:
         self.events: list[LiveEvent] = []
         #: Closed bars in the order in which they were told.
         self.closed: list[Bar] = []
@@ -29,6 +29,7 @@ class LiveClient:
         self.is_live = False
         self.faults: list[str] = []
         self._pause_s = pause_s
+        self._since_ms = since_ms
 
     def tell(self, event: LiveEvent) -> None:
         if not self.events and not isinstance(event, SubscribedEvent):
@@ -50,9 +51,9 @@ class LiveClient:
 
     @property
     def view(self) -> list[Bar]:
-        """The closed bars as the client has them now: with every correction from its first bar on."""
+        """The closed bars as the client has them now: with every correction from where it began on."""
         bars = {bar.ts: bar for bar in self.closed}
-        first_ms = min(bars, default=0)
+        first_ms = min(bars, default=0) if self._since_ms is None else self._since_ms
         bars.update((bar.ts, bar) for bar in self.corrected if bar.ts >= first_ms)
         return [bars[ts] for ts in sorted(bars)]
 
