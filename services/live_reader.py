@@ -1,5 +1,6 @@
 """Reading what a live series missed, or begins with: the same way of asking for bars as everybody's."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,10 +27,11 @@ class Part(NamedTuple):
 class LiveReader:
     """Closed bars of one series from the store, and from its provider where the store misses them."""
 
-    def __init__(self, ohlcv: OhlcvService, series: Series) -> None:
-        """Take whose bars are read."""
+    def __init__(self, ohlcv: OhlcvService, series: Series, places: asyncio.Semaphore) -> None:
+        """Take whose bars are read; `places`: how many answers may be in the making at once, of all series."""
         self._ohlcv = ohlcv
         self._series = series
+        self._places = places
 
     async def part(self, timeframe: Timeframe, wanted: TimeRange) -> Part:
         """The closed bars of a range of settled buckets, as far as one answer goes: always a little at least."""
@@ -40,18 +42,18 @@ class LiveReader:
             return Part([], [Gap(wanted, Verdict.NEVER_FETCHED)], wanted.end_ms)
         return Part(answer.bars, lost_of(answer), end_ms)
 
-    async def last(self, timeframe: Timeframe, before_ms: int, count: int) -> Part:
-        """The last closed bars before an instant."""
+    async def start_of_last(self, timeframe: Timeframe, before_ms: int, count: int) -> int:
+        """Where so many last closed bars before an instant begin."""
         answer = await self._ask(timeframe, before_ms, limit=count)
-        return Part(answer.bars, lost_of(answer), before_ms)
+        return answer.bars[0].ts if answer.bars else before_ms
 
     async def official(self, timeframe: Timeframe, start_ms: int) -> OhlcvAnswer:
         """The provider's own bars from an instant on, with the forming one."""
-        return await self._ohlcv.bars(
-            OhlcvQuery(
-                series=self._series, timeframe=timeframe, start_ms=start_ms, limit=PAGE_BARS, include_forming=True
-            )
+        query = OhlcvQuery(
+            series=self._series, timeframe=timeframe, start_ms=start_ms, limit=PAGE_BARS, include_forming=True
         )
+        async with self._places:
+            return await self._ohlcv.bars(query)
 
     async def partial(self, timeframe: Timeframe, wanted: TimeRange) -> tuple[Bar | None, bool]:
         """What a bucket of the timeframe holds of a range from its start on; whether it is folded from minutes alone.
@@ -71,16 +73,16 @@ class LiveReader:
         return (folded[-1] if folded else None), whole
 
     async def _ask(self, timeframe: Timeframe, end_ms: int, *, start_ms: int | None = None, limit: int) -> OhlcvAnswer:
-        return await self._ohlcv.bars(
-            OhlcvQuery(
-                series=self._series,
-                timeframe=timeframe,
-                start_ms=start_ms,
-                end_ms=end_ms,
-                limit=limit,
-                settled_ms=end_ms,
-            )
+        query = OhlcvQuery(
+            series=self._series,
+            timeframe=timeframe,
+            start_ms=start_ms,
+            end_ms=end_ms,
+            limit=limit,
+            settled_ms=end_ms,
         )
+        async with self._places:
+            return await self._ohlcv.bars(query)
 
 
 def lost_of(answer: OhlcvAnswer) -> list[Gap]:

@@ -15,7 +15,7 @@ from services.live import (
     SubscribedEvent,
 )
 from services.live_channel import LiveChannel
-from services.live_reader import PAGE_BARS, LiveReader, Part
+from services.live_reader import LiveReader, Part
 
 
 class Subscription:
@@ -45,8 +45,10 @@ class Subscription:
         at = await self._begin()
         # Bars go on being closed meanwhile. Between the last look and attaching nothing else runs: this is the seam.
         while at < self._feed.closed_ms:
+            # Nothing is held for a client that does not read.
+            await self._sink.room()
             part = await self._reader.part(self.query.timeframe, TimeRange(at, self._feed.closed_ms))
-            await self._tell(part)
+            self._tell(part)
             at = part.end_ms
         if not self._closed:
             self._go_live(at)
@@ -65,14 +67,13 @@ class Subscription:
             return query.timeframe.ceil(query.since_ms)
         before_ms = self._feed.closed_ms
         if query.last:
-            await self._tell(await self._reader.last(query.timeframe, before_ms, query.last))
+            return await self._reader.start_of_last(query.timeframe, before_ms, query.last)
         return before_ms
 
-    async def _tell(self, part: Part) -> None:
+    def _tell(self, part: Part) -> None:
         """Tell a part of what was before."""
-        for first in range(0, len(part.bars), PAGE_BARS):
-            await self._sink.room()
-            self._say(SnapshotEvent(part.bars[first : first + PAGE_BARS]))
+        if part.bars:
+            self._say(SnapshotEvent(part.bars))
         for gap in part.lost:
             self._say(GapEvent(gap.range, gap.verdict))
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 #: Between two looks into the database, and while somebody waits for a first one, in seconds.
 LOOK_S = 1.0
 HASTE_S = 0.1
+#: Answers in the making at once, so that connections to the database are left for others.
+READS = 4
 #: How long a client waits for a series to be followed.
 READY_S = 10.0
 
@@ -71,6 +73,8 @@ class SubscriptionService:
         self.followers = followers
         self._registry = registry
         self._woken = asyncio.Event()
+        #: Of clients, who may ask for years, and of live series, which must not wait for them.
+        self._client_reads, self._live_reads = asyncio.Semaphore(READS), asyncio.Semaphore(READS)
         self._beating: asyncio.Task[None] | None = None
         self._away = False
         self._signed_on = False
@@ -111,7 +115,9 @@ class SubscriptionService:
         channel = await self._channel(listing)
         try:
             await self._until_ready(channel)
-            return _Held(query, sink, channel, LiveReader(self._ohlcv, query.series), self._registry)
+            return _Held(
+                query, sink, channel, LiveReader(self._ohlcv, query.series, self._client_reads), self._registry
+            )
         except BaseException:
             self._registry.release(channel)
             raise
@@ -130,7 +136,7 @@ class SubscriptionService:
                 series_id,
                 listing.series,
                 listing.feed.capabilities if listing.feed else None,
-                reader=LiveReader(self._ohlcv, listing.series),
+                reader=LiveReader(self._ohlcv, listing.series, self._live_reads),
                 revisions=self._store.revisions,
                 clock=self._clock,
             )

@@ -288,3 +288,23 @@ async def test_a_frontier_that_was_left_behind_long_ago_is_not_begun_at(store: B
         assert stage.played[0].at_ms > old.at_ms
         await until(lambda: client.is_live)
         assert client.closed == []
+
+
+async def test_nothing_is_read_for_a_client_that_does_not_take_it(
+    store: BarStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(store) as stage:
+        await stage.join(LiveClient(), Timeframe.M1)
+        await minutes(stage, 480)
+        taken = asyncio.Event()
+        client = LiveClient()
+        client.room = taken.wait  # type: ignore[method-assign, assignment]
+        subscription = await stage.subscribe(client, Timeframe.M1, since_ms=START_MS)
+        monkeypatch.setattr(stage.house.ohlcv, "bars", None)
+        running = asyncio.create_task(subscription.run())
+        await asyncio.sleep(0.05)
+        assert not running.done()
+        monkeypatch.undo()
+        taken.set()
+        await running
+        assert client.closed == [bar for bar in MARKET if bar.ts < stage.played[0].at_ms]
