@@ -228,6 +228,10 @@ class AlpacaPlugin(MarketPlugin):
             async for told in minutes:
                 yield told
 
+    def doubt(self, symbol: str) -> None:
+        """Give up a connection that is mute for several symbols."""
+        self._stream.doubt(symbol)
+
     def _stream_url(self) -> str:
         base = str(self.config.options.get("stream_url") or "wss://stream.data.alpaca.markets").rstrip("/")
         if self._market.asset_class == "crypto":

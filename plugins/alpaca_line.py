@@ -165,6 +165,8 @@ class Line:
         self.fault: PluginError | None = None
         self.ended_s = 0.0
         self.authenticated = asyncio.Event()
+        #: Symbols found mute since anything was told of any.
+        self.doubts = 0
         #: Which runs it.
         self.task: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
@@ -348,6 +350,7 @@ class Line:
         if not isinstance(symbol, str):
             self._spoil("a bar of nothing")
         elif symbol in self.feeds:
+            self.doubts = 0
             self.feeds[symbol].take(minute_of(item))
 
     def _be_answered(self, item: Mapping[str, object]) -> None:

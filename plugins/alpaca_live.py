@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Between one failed attempt to connect and the next, seconds.
 PACE_S = 1.0
+#: So many symbols found mute, without a bar of any in between, and the connection is taken for mute.
+MOST_DOUBTS = 2
 
 
 class AlpacaStream:
@@ -63,6 +65,14 @@ class AlpacaStream:
             line.remove(symbol)
             if not line.feeds and line is self._line and line.fault is None:
                 self._end("nobody listens to the stream of Alpaca")
+
+    def doubt(self, symbol: str) -> None:
+        """A symbol's bars were kept back; when others' are too, the connection is ended for all."""
+        line = self._line
+        if line is not None and line.fault is None and symbol in line.feeds:
+            line.doubts += 1
+            if line.doubts >= MOST_DOUBTS:
+                self._end("the stream of Alpaca tells nothing any more")
 
     def _usable_line(self) -> Line:
         if self._session is None:

@@ -262,6 +262,12 @@ class MarketPlugin(ABC):
         """
         return _no_stream(self.config.provider, symbol)
 
+    def doubt(self, symbol: str) -> None:  # noqa: B027 - not every provider has something to give up
+        """The stream kept a symbol's bars to itself; its generator is about to be closed, and another one begun.
+
+        Where symbols share a connection, that alone would not replace it: one that is mute for all is ended here.
+        """
+
 
 async def _no_stream(provider: str, symbol: str) -> AsyncGenerator[LiveBars, None]:
     raise PluginFeatureNotSupportedError(f"{provider} has no stream of {symbol}'s minutes")

@@ -19,6 +19,8 @@ MOST_WAITING = 5_000
 #: How long an exchange may take to let a symbol go, and to say goodbye; seconds.
 LEAVE_S = 10.0
 GOODBYE_S = 1.0
+#: So many symbols found mute, without a word on any in between, and the connections are taken for mute.
+MOST_DOUBTS = 2
 #: How far a minute may begin after the instant that the venue names; milliseconds.
 _CLOCK_SLACK_MS = 1_000
 _TOO_MANY = frozenset({418, 429})
@@ -82,6 +84,8 @@ class Line:
         self.broken: Exception | None = None
         #: The exchange did not let a symbol go: what it holds now is unknown.
         self.doubtful = False
+        #: Symbols found mute since anything was told of any.
+        self.doubts = 0
 
     def share_markets(self, source: Any) -> None:
         """Know the symbols that another instance of the exchange has learnt."""
@@ -117,6 +121,7 @@ class Line:
         """
         while True:
             if told := feed.drain():
+                self.doubts = 0
                 return told
             if feed.fault is not None:
                 raise NetworkPluginError(f"{self._exchange.id}, {feed.symbol}: {feed.fault}")
@@ -144,6 +149,13 @@ class Line:
             if isinstance(exc, PluginError):
                 raise
             raise translate(exc, status=None, headers={}) from exc
+
+    def doubt(self, symbol: str) -> None:
+        """A symbol's minutes were kept back; when others' are too, all is ended."""
+        if symbol in self.feeds:
+            self.doubts += 1
+            if self.doubts >= MOST_DOUBTS:
+                self.fail(NetworkPluginError(f"the stream of {self._exchange.id} tells nothing any more"))
 
     async def _unsubscribe(self, symbol: str) -> None:
         try:
@@ -214,6 +226,11 @@ class Streams:
                     yield told
         finally:
             await self._leave(line, symbol)
+
+    def doubt(self, symbol: str) -> None:
+        """A symbol's minutes were kept back."""
+        if self._line is not None:
+            self._line.doubt(symbol)
 
     async def close(self) -> None:
         """End all streams for good: whoever listens gets an error. Safe to call twice."""

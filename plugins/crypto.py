@@ -147,6 +147,11 @@ class CryptoPlugin(MarketPlugin):
             async for told in minutes:
                 yield told
 
+    def doubt(self, symbol: str) -> None:
+        """Give up a connection that is mute for several symbols."""
+        if self._streams is not None:
+            self._streams.doubt(symbol)
+
     def _plan(self, symbol: str, timeframe: Timeframe, wanted: TimeRange) -> Ask:
         market = self._exchange.markets[symbol]
         # CCXT bounds the stretch for Binance's inverse contracts.

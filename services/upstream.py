@@ -14,7 +14,7 @@ from domain.clock import Clock
 from domain.errors import CandleryError, DatabaseUnavailableError
 from domain.series import Series
 from domain.timeframe import HOUR_MS
-from plugins.base import LiveBars, NetworkPluginError, PluginError, PluginFeatureNotSupportedError
+from plugins.base import LiveBars, MarketPlugin, NetworkPluginError, PluginError, PluginFeatureNotSupportedError
 from services.feed import Feed
 from services.market_service import MarketService
 from services.rate_budget import RateBudget
@@ -140,6 +140,7 @@ class Upstream:
         self._timing = timing
         self._pollers = pollers
         self._connection: asyncio.Task[None] | None = None
+        self._plugin: MarketPlugin | None = None
         self._blamed: PluginError | None = None
         self._stream_from_s = 0.0
         self._tries = 0
@@ -186,8 +187,9 @@ class Upstream:
 
     def reconnect(self, why: str) -> None:
         """Take the connection of now for mute."""
-        if self._connection is not None:
+        if self._connection is not None and self._plugin is not None:
             self._blamed = NetworkPluginError(why)
+            self._plugin.doubt(self._series.symbol)
             self._connection.cancel()
 
     async def _once(self) -> None:
@@ -218,7 +220,7 @@ class Upstream:
         """Listen in a task of its own, which can be cancelled alone."""
         self.reconnects += self.connections > 0
         self.connections += 1
-        self._began_ms, self._blamed = self._clock.now_ms(), None
+        self._began_ms, self._blamed, self._plugin = self._clock.now_ms(), None, feed.plugin
         task = self._connection = asyncio.create_task(self._listen(feed), name=f"stream of {self._series}")
         try:
             await asyncio.wait({task})

@@ -225,6 +225,44 @@ async def test_a_bar_with_an_empty_minute_is_folded_and_corrected_whatever_the_e
                 assert another.snapshot == fold(live, Timeframe.M5)
 
 
+async def test_a_connection_that_is_mute_for_all_its_symbols_is_replaced_within_minutes(
+    database_url: str, clock: ManualClock
+) -> None:
+    """Though no two of its symbols are let go at the same time."""
+    ids = [f"C{n}USDT" for n in range(12)]
+    pairs = listed(*(f"C{n}/USDT" for n in range(12)))
+    bars: list[Bar] = []
+    async with BinanceLoopback({}, symbols=pairs, clock=clock) as venue, AsyncExitStack() as stack:
+        product = await stack.enter_async_context(exchange_product(database_url, venue, clock))
+        watchers = [
+            await stack.enter_async_context(watching(product, Series("crypto", "binance", one.unified)))
+            for one in pairs
+        ]
+
+        async def pass_minute() -> None:
+            bars.append(Bar(clock.now_ms() // MINUTE_MS * MINUTE_MS, 1, 1, 1, 1, 1))
+            clock.advance(minutes=1)
+            for id_ in ids:
+                venue.set_bars(id_, bars)
+                await venue.stream.say(id_, bars[-1], closed=True)
+            await asyncio.sleep(0.05)
+
+        await venue.stream.subscribed(*ids)
+        for _ in range(3):
+            await pass_minute()
+        assert venue.stream.opened == 1
+        # The exchange forgets what it was asked for, and still answers to pings.
+        venue.stream.connections[0].streams.clear()
+        await until(lambda: venue.stream.opened > 1, step=pass_minute)
+        assert len(bars) < 20
+        await venue.stream.subscribed(*ids)
+        await pass_minute()
+        await until(lambda: all(one.closed[-1:] == bars[-1:] for one in watchers), step=pass_minute)
+        for one in watchers:
+            assert one.closed == bars[: len(one.closed)]
+            assert (one.faults, one.gaps) == ([], [])
+
+
 @pytest.mark.skipif(not (RECORDINGS / "wire").is_dir(), reason="there are no recordings here")
 async def test_recorded_frames_reach_clients_as_they_were_and_the_minute_ends_in_the_store(database_url: str) -> None:
     frames = read_frames(RECORDINGS / "wire" / "BINANCE.ws.1.0")

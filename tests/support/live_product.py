@@ -20,6 +20,7 @@ from domain.series import Series, Verdict
 from domain.time_range import TimeRange
 from domain.timeframe import Timeframe
 from services import feed as feed_module
+from services import live_channel
 from services.live import (
     BarEvent,
     BarState,
@@ -104,6 +105,7 @@ class LiveProduct:
 def be_hasty(monkeypatch: pytest.MonkeyPatch, timing: WorkerTiming = HASTY) -> None:
     """Let the followers of series be as patient as is said; calls to providers are repeated soon."""
     monkeypatch.setattr(feed_module, "_BACKOFF", lambda _: 0.005)
+    monkeypatch.setattr(live_channel, "BEGIN_S", 0.05)
     monkeypatch.setattr(wiring, "SubscriptionWorker", partial(SubscriptionWorker, timing=timing))
 
 
