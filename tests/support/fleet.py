@@ -102,17 +102,15 @@ class Fleet:
             )
         return Member(name, process, path)
 
-    async def followed_by(self, member: Member) -> set[str]:
-        """The symbols whose upstream the server has."""
+    async def live_in(self, member: Member) -> dict[str, bool]:
+        """The symbols that are live in a server, and whether it has their upstream."""
         async with self.http.get(f"{member.url}/api/v1/stream/subscriptions") as response:
             shown = await response.json()
-        return {one["symbol"] for one in shown["series"] if one["owner"]}
+        return {one["symbol"]: one["owner"] for one in shown["series"]}
 
-    async def metric(self, member: Member, name: str) -> float:
-        """One number of a server's metrics."""
-        async with self.http.get(f"{member.url}/metrics") as response:
-            lines = (await response.text()).splitlines()
-        return float(next(line for line in lines if line.startswith(f"{name} ")).split()[-1])
+    async def followed_by(self, member: Member) -> set[str]:
+        """The symbols that clients of the server have, and whose upstream it has."""
+        return {symbol for symbol, owned in (await self.live_in(member)).items() if owned}
 
 
 @asynccontextmanager
