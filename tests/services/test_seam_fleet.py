@@ -154,8 +154,6 @@ class Town:
         self.hub: set[MemoryBroadcast] = set()
         self.processes: list[Process] = []
         self.visits: list[Visit] = []
-        #: What followers tried who were none any more, and how often the series was taken over.
-        self.fenced = 0
         self._names = count()
 
     async def begin(self) -> None:
@@ -186,15 +184,20 @@ class Town:
         return sorted(begun, key=lambda one: one.claim.fence)
 
     async def settle(self, minutes: int) -> None:
-        """Whoever believes to follow the series closes minutes."""
-        for follower in self.followers:
-            end_ms = follower.at_ms + minutes * MINUTE_MS
-            bars = [self.truth[ts] for ts in range(follower.at_ms, end_ms, MINUTE_MS) if ts in self.truth]
-            self.clock._now_ms = max(self.clock.now_ms(), end_ms + 5_000)
-            try:
-                await follower.settle(bars, end_ms)
-            except FencedError:
-                self.fenced += 1
+        """The follower closes minutes; whoever was it before tries to close them falsely."""
+        *former, present = self.followers or [None]
+        if present is None:
+            return
+        end_ms = present.at_ms + minutes * MINUTE_MS
+        bars = [self.truth[ts] for ts in range(present.at_ms, end_ms, MINUTE_MS) if ts in self.truth]
+        self.clock._now_ms = max(self.clock.now_ms(), end_ms + 5_000)
+        for follower in former:
+            follower.at_ms = present.at_ms
+            with pytest.raises(FencedError):
+                await follower.settle([random_bar(self.rng, present.at_ms)], end_ms)
+        # Another one may have claimed it a moment ago.
+        with suppress(FencedError):
+            await present.settle(bars, end_ms)
 
     async def correct(self) -> None:
         """The venue changes a minute, or gives it late."""
