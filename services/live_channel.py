@@ -58,6 +58,8 @@ class LiveChannel:
         self._revisions = revisions
         self._clock = clock
         self._fence = 0
+        #: The minute that forms, for timeframes that are asked for later.
+        self._minute: Forming | None = None
         self._revision = 0
         #: Newer values of minutes that were not handed on yet.
         self._newer: dict[int, Bar] = {}
@@ -83,6 +85,8 @@ class LiveChannel:
         if feed is None:
             kind = OfficialFeed if self._is_official(timeframe) else FoldedFeed
             feed = self.feeds[timeframe] = kind(timeframe, self._reader, self.frontier_ms)
+            if self._minute is not None and self._minute.fence >= self._fence:
+                feed.forming(self._minute)
         return feed
 
     def leave(self, timeframe: Timeframe) -> None:
@@ -104,7 +108,12 @@ class LiveChannel:
         if isinstance(message, Revised):
             self._look()
             return
-        if not self.ready.is_set() or message.fence < self._fence:
+        if message.fence < self._fence:
+            return
+        if isinstance(message, Forming):
+            # A quiet series may have no other word on it for the first client.
+            self._minute = message
+        if not self.ready.is_set():
             return
         self._fence, self.last_event_ms = message.fence, self._clock.now_ms()
         if isinstance(message, Settled):

@@ -132,6 +132,8 @@ class FoldedFeed(TimeframeFeed):
         self._frontier_ms = frontier_ms
         #: None: what was missed is being read.
         self._fold: LiveFold | None = None
+        #: The minute that forms, for who comes or is brought to the present later.
+        self._minute: Forming | None = None
         #: How often minutes were altered that are not told yet: what is being read may be from before.
         self._alterations = 0
         #: Buckets that were told, and have other values now.
@@ -157,8 +159,21 @@ class FoldedFeed(TimeframeFeed):
 
     def forming(self, message: Forming) -> None:
         """Tell the bar that the present minute is a part of."""
-        if self._fold is not None and self._forming_sinks and message.bar.ts >= self._frontier_ms:
-            self._tell_forming(self._fold.forming(message.bar), message.venue_ms)
+        self._minute = message
+        self._show()
+
+    def attach(self, key: Hashable, sink: Sink, *, closed_only: bool) -> None:
+        """As for every timeframe; what forms was perhaps not told, as nobody wanted to know."""
+        super().attach(key, sink, closed_only=closed_only)
+        if self.latest is None:
+            self._show()
+
+    def _show(self) -> None:
+        minute = self._minute
+        if minute is None or self._fold is None or not self._forming_sinks:
+            return
+        if minute.bar.ts >= self._frontier_ms:
+            self._tell_forming(self._fold.forming(minute.bar), minute.venue_ms)
 
     def revised(self, minutes: Sequence[Bar]) -> None:
         """Tell the bars that these minutes are, or are a part of, where they were told as closed."""
@@ -217,6 +232,7 @@ class FoldedFeed(TimeframeFeed):
             partial, whole = await self.reader.partial(self.timeframe, present)
         if (frontier_ms, alterations) == (self._frontier_ms, self._alterations):
             self._fold = LiveFold(self.timeframe, frontier_ms, partial=partial, whole=whole)
+            self._show()
 
     async def _correct(self) -> None:
         """Tell altered bars one after the other, as they are at last: a reading that was overtaken is not told."""

@@ -44,7 +44,7 @@ async def _alpaca() -> AsyncIterator[Setting]:
             "SPY",
             "QQQ",
             lambda symbol: venue.say(symbol, BAR),
-            lambda: venue.subscribed("SPY", "QQQ"),
+            lambda: venue.until(lambda: len(venue.connections) == 1 and venue.subscriptions == {"SPY", "QQQ"}),
             lambda: venue.opened,
         )
 
@@ -56,7 +56,7 @@ async def _binance() -> AsyncIterator[Setting]:
             "BTC/USDT",
             "ETH/USDT",
             lambda symbol: venue.stream.say(symbol.replace("/", ""), BAR, closed=True),
-            lambda: venue.stream.subscribed("BTCUSDT", "ETHUSDT"),
+            lambda: venue.stream.until(lambda: len(venue.stream.connections) == 1 and len(venue.stream.streams) == 2),
             lambda: venue.stream.opened,
         )
 

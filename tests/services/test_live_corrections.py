@@ -7,16 +7,21 @@ import pytest
 
 from domain.bar import Bar, fold
 from domain.errors import CandleryError
+from domain.series import Series
 from domain.time_range import TimeRange
 from domain.timeframe import MINUTE_MS, Timeframe
 from services import live_timeframe
-from services.live import Settled
+from services.live import FeedState, Forming, Settled
+from services.live_channel import LiveChannel
 from services.live_reader import Part
+from services.live_store import FeedRow, Revision
 from services.live_timeframe import FoldedFeed
+from tests.support.clock import ManualClock
 from tests.support.live_client import LiveClient
 from tests.support.market import START_MS
 
 M5 = Timeframe.M5
+SERIES = Series("test", "scripted", "A/B")
 PATIENCE_S = 10.0
 
 
@@ -146,3 +151,59 @@ async def test_a_correction_that_cannot_be_read_is_told_when_it_can(
     feed.revised([minute(1, volume=100)])
     await reader.hand_over()
     assert [bar.volume for bar in client.corrected] == [104]
+
+
+async def test_who_comes_after_the_minute_last_moved_is_shown_what_forms(feed: FoldedFeed, reader: SlowReader):
+    feed.forming(Forming(1, 1, minute(2, volume=7)))
+    await reader.hand_over()
+    client, other = LiveClient(), LiveClient()
+    for one in (client, other):
+        feed.attach(one, one, closed_only=False)
+        assert [bar.volume for bar in one.forming] == [9]
+    quiet = LiveClient()
+    feed.attach(quiet, quiet, closed_only=True)
+    assert quiet.forming == []
+
+
+async def test_who_waits_for_the_present_bucket_is_shown_what_forms_when_it_is_read(
+    feed: FoldedFeed, reader: SlowReader
+):
+    client = LiveClient()
+    feed.attach(client, client, closed_only=False)
+    feed.forming(Forming(1, 1, minute(2, volume=7)))
+    assert client.forming == []
+    await reader.hand_over()
+    assert [bar.volume for bar in client.forming] == [9]
+
+
+async def test_a_minute_that_is_closed_by_now_is_not_shown_as_forming(feed: FoldedFeed, reader: SlowReader):
+    feed.forming(Forming(1, 1, minute(2, volume=7)))
+    await reader.hand_over()
+    settle(feed, 2, 3, minute(2))
+    client = LiveClient()
+    feed.attach(client, client, closed_only=False)
+    assert client.forming == []
+
+
+async def test_a_minute_that_formed_before_anybody_was_ready_is_shown_to_the_first_client() -> None:
+    channel = LiveChannel(1, SERIES, None, reader=SlowReader([]), revisions=no_revisions, clock=ManualClock(START_MS))  # type: ignore[arg-type]
+    channel.hear(Forming(1, 3, minute(2, volume=7)))
+    channel.learn(FeedRow(1, minute(2).ts, 0, 3, FeedState.UP, None, owned=True))
+    client = LiveClient()
+    channel.feed(Timeframe.M1).attach(client, client, closed_only=False)
+    assert client.forming == [minute(2, volume=7)]
+    channel.close()
+
+
+async def test_what_a_follower_said_that_is_none_any_more_is_not_shown() -> None:
+    channel = LiveChannel(1, SERIES, None, reader=SlowReader([]), revisions=no_revisions, clock=ManualClock(START_MS))  # type: ignore[arg-type]
+    channel.hear(Forming(1, 3, minute(2, volume=7)))
+    channel.learn(FeedRow(1, minute(2).ts, 0, 4, FeedState.UP, None, owned=True))
+    client = LiveClient()
+    channel.feed(Timeframe.M1).attach(client, client, closed_only=False)
+    assert client.forming == []
+    channel.close()
+
+
+async def no_revisions(series_id: int, after_id: int) -> list[Revision]:
+    return []
