@@ -48,8 +48,9 @@ async def exchange_product(
 class Crowd:
     """Clients who come, leave, and come back with what they had last."""
 
-    def __init__(self, product: LiveProduct, script: BinanceScript, seed: int) -> None:
+    def __init__(self, product: LiveProduct, script: BinanceScript, seed: int, *, restless: bool) -> None:
         self._product, self._script, self._rng = product, script, random.Random(seed)
+        self._leaving = 0.2 if restless else 0.08
         #: All that ever listened; with those who do now, how to end them.
         self.sessions: list[Watcher] = []
         self._here: dict[Watcher, AsyncExitStack] = {}
@@ -61,7 +62,7 @@ class Crowd:
         rng = self._rng
         if rng.random() < 0.15 and len(self._here) + len(self._joining) < 8:
             self._start(self._join(Timeframe(rng.choice(["1m", "1m", "5m", "1h"])), self._wish()))
-        if rng.random() < 0.08 and self._here:
+        if rng.random() < self._leaving and self._here:
             watcher = rng.choice(list(self._here))
             self._away.append(watcher)
             self._start(self._here.pop(watcher).aclose())
@@ -115,15 +116,22 @@ async def test_everybody_has_every_closed_bar_once_and_in_order_whatever_befalls
     seed: int, database_url: str, clock: ManualClock
 ):
     first_ms = START_MS + HISTORY * MINUTE_MS
-    async with BinanceLoopback({}, clock=clock) as venue, exchange_product(database_url, venue, clock) as product:
+    # Now and then nobody is there for a while, and nothing is followed.
+    restless = seed % 3 == 2
+    grace_s = "0" if restless else "30"
+    async with (
+        BinanceLoopback({}, clock=clock) as venue,
+        exchange_product(database_url, venue, clock, stream_grace_s=grace_s) as product,
+    ):
         script = BinanceScript(venue, clock, seed=seed, first_ms=first_ms, history=HISTORY, count=COUNT)
-        crowd = Crowd(product, script, seed)
+        crowd = Crowd(product, script, seed, restless=restless)
         try:
-            for timeframe in (Timeframe.M1, Timeframe.M5, Timeframe.H1):
+            for timeframe in (Timeframe.M1, Timeframe.M5, Timeframe.H1)[: 1 if restless else 3]:
                 await crowd.join(timeframe, since_ms=START_MS)
             await venue.stream.subscribed("BTCUSDT")
             await script.play(each_minute=crowd.move)
             await crowd.gather()
+            await crowd.join(Timeframe.M1, since_ms=START_MS)
             await _come_to_rest(product, venue, clock, script)
             truth, live = script.bars, TimeRange(first_ms, script.end_ms)
             await _until_stored(product, live, truth)
