@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from services.live import FeedState
 from services.live_store import FeedClaim
 
 log = logging.getLogger(__name__)
@@ -15,6 +16,31 @@ STOP_S = 2.0
 
 class Follower(Protocol):
     """Follows one series; see `services.subscription_worker.SubscriptionWorker`."""
+
+    @property
+    def claim(self) -> FeedClaim:
+        """What it follows."""
+        ...
+
+    @property
+    def state(self) -> FeedState:
+        """How its upstream fares."""
+        ...
+
+    @property
+    def detail(self) -> str | None:
+        """Why, in words."""
+        ...
+
+    @property
+    def settled_ms(self) -> int | None:
+        """Every minute before is closed; None: it has not begun."""
+        ...
+
+    @property
+    def last_heard_ms(self) -> int | None:
+        """When anything was heard last, by this process's clock."""
+        ...
 
     @property
     def reconnects(self) -> int:
@@ -45,6 +71,11 @@ class Followers:
     def owned(self) -> list[int]:
         """The series that are followed."""
         return list(self._working)
+
+    @property
+    def working(self) -> list[Follower]:
+        """The workers."""
+        return [worker for worker, _ in self._working.values()]
 
     @property
     def reconnects(self) -> int:

@@ -10,7 +10,7 @@ from domain.errors import CandleryError, DatabaseUnavailableError
 from domain.series import Series
 from domain.timeframe import Timeframe
 from services.broadcast_manager import BroadcastManager
-from services.followers import Followers
+from services.followers import Follower, Followers
 from services.live import FeedState, LiveQuery, Message, Sink
 from services.live_channel import LiveChannel
 from services.live_reader import LiveReader
@@ -32,7 +32,7 @@ READY_S = 10.0
 
 
 class SeriesOverview(msgspec.Struct, frozen=True):
-    """A series that is live in this process.
+    """A series that is live in this process: it has clients here, or its upstream.
 
     Attributes:
         owner_here: this process has the upstream.
@@ -123,9 +123,11 @@ class SubscriptionService:
             raise
 
     def overview(self) -> list[SeriesOverview]:
-        """Every live series of this process."""
-        owned = set(self.followers.owned)
-        return [_overview(channel, owner_here=channel.series_id in owned) for channel in self._registry]
+        """Every live series of this process, also those that it follows for the clients of others."""
+        followed = {worker.claim.series_id: worker for worker in self.followers.working}
+        here = [_overview(channel, owner_here=channel.series_id in followed) for channel in self._registry]
+        known = {channel.series_id for channel in self._registry}
+        return here + [_followed(worker) for series_id, worker in followed.items() if series_id not in known]
 
     async def _channel(self, listing: Listing) -> LiveChannel:
         """The channel of a series, held."""
@@ -237,6 +239,18 @@ def _line(channel: LiveChannel) -> str | None:
     """What processes may have one of at a time: the connection of an account."""
     able = channel.capabilities
     return f"{channel.series.market}/{channel.series.provider}" if able is not None and able.one_stream else None
+
+
+def _followed(worker: Follower) -> SeriesOverview:
+    return SeriesOverview(
+        series=worker.claim.series,
+        state=worker.state,
+        detail=worker.detail,
+        owner_here=True,
+        clients={},
+        settled_ms=worker.settled_ms,
+        last_event_ms=worker.last_heard_ms,
+    )
 
 
 def _overview(channel: LiveChannel, *, owner_here: bool) -> SeriesOverview:

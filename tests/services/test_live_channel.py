@@ -16,6 +16,7 @@ from services import live_timeframe, subscription_service
 from services.bar_store import BarStore
 from services.broadcast_manager import MemoryBroadcast
 from services.live import FeedState, Forming, LiveQuery, LostRange, Settled, Status, StatusEvent
+from services.live_store import FeedClaim
 from tests.services.test_seam import LIVE_MS, MINUTES_ONLY, PlayedFollower, Stage, a_stage, until
 from tests.support.live_client import LiveClient
 from tests.support.market import START_MS, random_minutes
@@ -192,6 +193,17 @@ async def test_a_series_is_let_go_when_nobody_has_wanted_it_for_a_while(store: B
         again = LiveClient()
         await stage.join(again, Timeframe.M1)
         assert len(stage.played) == 2
+
+
+async def test_what_is_followed_for_the_clients_of_others_is_listed_too(store: BarStore) -> None:
+    async with staged(store) as stage:
+        await stage.join(LiveClient(), Timeframe.M1)
+        stage.service.followers.start(FeedClaim(99, Series("test", "scripted", "FOR/OTHERS"), 1, START_MS))
+        [own, other] = stage.service.overview()
+        assert (own.clients, own.owner_here) == ({Timeframe.M1: 1}, True)
+        assert (other.series.symbol, other.clients, other.owner_here) == ("FOR/OTHERS", {}, True)
+        assert other.settled_ms == START_MS
+        await stage.service.followers.stop([99])
 
 
 async def test_nothing_is_told_after_the_end(store: BarStore) -> None:

@@ -68,7 +68,12 @@ class PlayedFollower:
     """A follower that does what the test says."""
 
     state = FeedState.UP
+    detail = last_heard_ms = None
     reconnects = heals = 0
+
+    @property
+    def settled_ms(self) -> int:
+        return self.at_ms
 
     def __init__(
         self, claim: FeedClaim, store: LiveStore, publish: Callable[[Message], None], *, late_s: float = 0
