@@ -29,7 +29,7 @@ def _series(subscriptions: Any) -> Iterable[Metric]:
     owned = len(subscriptions.followers.owned)
     family = GaugeMetricFamily(
         "candlery_live_series",
-        "Series with clients here, by state of their upstream",
+        "Series with clients here, or followed for those of others, by state of their upstream",
         labels=("market", "provider", "state"),
     )
     for labels, count in states.items():

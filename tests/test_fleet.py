@@ -95,10 +95,13 @@ class Scene:
             await viewer.leave()
             self.viewers.remove(viewer)
 
-    async def is_idle(self, member: Member) -> None:
-        """Wait until a server has forgotten all series of clients that have left."""
+    async def wanted_by(self, servers: int, store: BarStore) -> None:
+        """Wait until so many servers want anything: those whose clients have left want it a while longer."""
         async with asyncio.timeout(HEALED_S):
-            while await self.fleet.live_in(member):  # noqa: ASYNC110 - only it knows
+            while True:
+                async with store.database.connection() as db:
+                    if await db.fetchval("SELECT count(DISTINCT process) FROM live_wants") == servers:
+                        return
                 await asyncio.sleep(0.05)
 
     async def goes_on(self, *, within_s: float = HEALED_S) -> None:
@@ -209,8 +212,9 @@ async def test_two_servers_share_one_upstream_for_as_long_as_either_has_a_client
         # What forms is in no database: it came by way of Redis.
         assert all(len(viewer.forming) > 5 for viewer in theirs)
         await scene.leave(mine)
-        await scene.is_idle(scene.one)
+        await scene.wanted_by(1, store)
         await scene.play(5)
+        assert await scene.fleet.followed_by(scene.one) == {"BTC/USDT", "ETH/USDT"}
         await scene.check(store)
         assert (stream.opened, len(stream.connections)) == (1, 1)
         assert stream.streams == {stream_of("BTCUSDT"), stream_of("ETHUSDT")}

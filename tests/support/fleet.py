@@ -109,7 +109,7 @@ class Fleet:
         return {one["symbol"]: one["owner"] for one in shown["series"]}
 
     async def followed_by(self, member: Member) -> set[str]:
-        """The symbols that clients of the server have, and whose upstream it has."""
+        """The symbols whose upstream the server has, for its own clients or those of others."""
         return {symbol for symbol, owned in (await self.live_in(member)).items() if owned}
 
 
