@@ -43,9 +43,21 @@ class LiveReader:
         return Part(answer.bars, lost_of(answer), end_ms)
 
     async def start_of_last(self, timeframe: Timeframe, before_ms: int, count: int) -> int:
-        """Where so many last closed bars before an instant begin."""
+        """Where so many last closed bars before an instant begin.
+
+        Many clients ask for many bars: they are read in parts, and none is held while another one waits for its turn.
+        """
+        at, left = before_ms, count
+        while left > 0:
+            wanted = min(left, PAGE_BARS)
+            at, found = await self._first_of_last(timeframe, at, wanted)
+            left = left - wanted if found == wanted else 0
+        return at
+
+    async def _first_of_last(self, timeframe: Timeframe, before_ms: int, count: int) -> tuple[int, int]:
+        """When the first of so many last bars begins, and how many there are."""
         answer = await self._ask(timeframe, before_ms, limit=count)
-        return answer.bars[0].ts if answer.bars else before_ms
+        return (answer.bars[0].ts if answer.bars else before_ms), len(answer.bars)
 
     async def official(self, timeframe: Timeframe, start_ms: int) -> OhlcvAnswer:
         """The provider's own bars from an instant on, with the forming one."""

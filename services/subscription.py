@@ -15,7 +15,7 @@ from services.live import (
     SubscribedEvent,
 )
 from services.live_channel import LiveChannel
-from services.live_reader import LiveReader, Part
+from services.live_reader import LiveReader
 
 
 class Subscription:
@@ -45,11 +45,9 @@ class Subscription:
         at = await self._begin()
         # Bars go on being closed meanwhile. Between the last look and attaching nothing else runs: this is the seam.
         while at < self._feed.closed_ms:
-            # Nothing is held for a client that does not read.
+            # Nothing is held for a client that does not read: no bars, either.
             await self._sink.room()
-            part = await self._reader.part(self.query.timeframe, TimeRange(at, self._feed.closed_ms))
-            self._tell(part)
-            at = part.end_ms
+            at = await self._tell_from(at)
         if not self._closed:
             self._go_live(at)
 
@@ -70,12 +68,14 @@ class Subscription:
             return await self._reader.start_of_last(query.timeframe, before_ms, query.last)
         return before_ms
 
-    def _tell(self, part: Part) -> None:
-        """Tell a part of what was before."""
+    async def _tell_from(self, at: int) -> int:
+        """Tell a part of what was before, and where the next one begins."""
+        part = await self._reader.part(self.query.timeframe, TimeRange(at, self._feed.closed_ms))
         if part.bars:
             self._say(SnapshotEvent(part.bars))
         for gap in part.lost:
             self._say(GapEvent(gap.range, gap.verdict))
+        return part.end_ms
 
     def _go_live(self, from_ms: int) -> None:
         self._say(CaughtUpEvent())
