@@ -202,6 +202,7 @@ async def serve_app(
         serve_hypercorn(app, settings, shutdown_trigger=stop.wait, mode="asgi"), name="http server"
     )
     stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
+    asyncio.get_running_loop().set_exception_handler(_but_lost_connections)
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
@@ -222,6 +223,15 @@ async def serve_app(
 def _but_cancellations(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Python 3.11 takes the cancelled task of a connection for a fault; here it is what was wanted."""
     if not isinstance(context.get("exception"), asyncio.CancelledError):
+        _but_lost_connections(loop, context)
+
+
+def _but_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A client that the system has given up, since it took nothing, is no fault; Hypercorn lets the error pass."""
+    exc = context.get("exception")
+    if isinstance(exc, OSError) and "client_connected_cb" in context.get("message", ""):
+        log.info("a connection was lost: %s", exc)
+    else:
         loop.default_exception_handler(context)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from app_extensions import server
+
 ROOT = Path(__file__).resolve().parents[2]
 #: From the signal to the end of the process.
 MOST_S = 5.0
@@ -318,3 +320,22 @@ async def test_head_answers_the_same_head_and_no_body(start: Start, database_url
     assert b"content-length: 15" in head.lower()
     assert body == b""
     await child.end(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("context", "told"),
+    [
+        (
+            {"message": "Unhandled exception in client_connected_cb", "exception": TimeoutError(110, "timed out")},
+            ["INFO"],
+        ),
+        ({"message": "Unhandled exception in client_connected_cb", "exception": ValueError("a fault")}, ["ERROR"]),
+        ({"message": "Task exception was never retrieved", "exception": TimeoutError(110, "timed out")}, ["ERROR"]),
+    ],
+)
+async def test_only_a_connection_that_was_lost_is_no_fault(
+    context: dict[str, object], told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="app_extensions.server"):
+        server._but_lost_connections(asyncio.get_running_loop(), context)
+    assert [record.levelname for record in caplog.records] == told
