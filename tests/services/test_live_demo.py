@@ -115,7 +115,7 @@ async def test_a_feed_that_is_down_on_sundays_leaves_a_gap_that_is_told(demo: Ma
     assert "down on this day of the week" in (follow.worker.detail or "")
     follow.to(ms(sunday + "T23:57:00"))
     await follow.pass_to(monday + "T00:05:00")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(100):
         while follow.worker.state is not FeedState.UP or not follow.lost:
             follow.clock.advance(minutes=1 / 60)
             await asyncio.sleep(0.02)
