@@ -6,7 +6,6 @@ believed only where the exchange itself sent an empty list.
 """
 
 import copy
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from plugins.base import NetworkPluginError, PluginConfig, PluginFeatureNotSupportedError
+from plugins.ccxt_imports import exchange_class
 
 if TYPE_CHECKING:
     _Base = Any
@@ -86,12 +86,14 @@ def _holds(body: object, rows: list[Any]) -> bool:
 
 @cache
 def _watched_class(exchange_id: str) -> Any:
-    exchange = getattr(importlib.import_module("ccxt.async_support"), exchange_id)
+    exchange = exchange_class("ccxt.async_support", exchange_id)
+    if exchange is None:
+        raise PluginFeatureNotSupportedError(f"CCXT has no exchange {exchange_id!r} that can be asked asynchronously")
     return type(exchange_id, (Watched, exchange), {})
 
 
 def make_exchange(config: PluginConfig, *, kind: Any = None) -> Any:
-    """An exchange of CCXT, set up and not connected. Imports CCXT, which takes a while at first.
+    """An exchange of CCXT, set up and not connected. Imports its part of CCXT, which takes a while at first.
 
     `kind` is another class of the same exchange than the one that can be watched.
 

@@ -92,7 +92,7 @@ class CryptoPlugin(MarketPlugin):
         return self._capabilities
 
     async def open(self) -> None:
-        """Import CCXT, which takes most of a second at first, and set the exchange up. Calls nobody."""
+        """Import the exchange, which takes a tenth of a second or two, and set it up. Calls nobody."""
         check_exchange(self.config.provider)
         async with self._turn:
             if self._exchange is not None:
