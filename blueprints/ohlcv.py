@@ -14,6 +14,7 @@ from blueprints.context import in_time, services
 from blueprints.ohlcv_request import OhlcvRequest, parse_ohlcv
 from blueprints.schemas import CoverageOut, OhlcvOut, gaps_out
 from domain.errors import IncompleteError
+from domain.packed import json_of
 from services.bar_walk import OhlcvAnswer, OhlcvQuery
 from services.fill import Fill
 
@@ -97,7 +98,7 @@ def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> tuple[bytes, 
         provider=asked.provider,
         symbol=asked.symbols[0] if single else asked.symbols,
         timeframe=asked.timeframe.value,
-        bars=msgspec.Raw(encode(each(lambda answer: answer.bars))),
+        bars=each(lambda answer: msgspec.Raw(json_of(answer.bars))),
         next_page_token=asked.next_token(answers),
         sources=(),
         coverage=CoverageOut(complete, each(gaps_out)),

@@ -38,7 +38,7 @@ class OhlcvOut(msgspec.Struct, frozen=True, kw_only=True):
     timeframe: str
     columns: Sequence[str] = COLUMNS
     #: Encoded already: bars are the bulk, and are encoded once though the rest is encoded twice.
-    bars: msgspec.Raw
+    bars: msgspec.Raw | Mapping[str, msgspec.Raw]
     next_page_token: str | None
     sources: Sequence[str]
     coverage: CoverageOut

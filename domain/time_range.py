@@ -48,6 +48,21 @@ class RangeSet:
         """The set of ranges known to be ascending, disjoint and non-touching, as a multirange's are."""
         return _trusted([TimeRange(*pair) for pair in ranges])
 
+    @classmethod
+    def joining(cls, ranges: Iterable[tuple[int, int]]) -> "RangeSet":
+        """The set of ranges known to be ascending and disjoint, of which touching ones are joined."""
+        out: list[TimeRange] = []
+        first = last = None
+        for start, end in ranges:
+            if start != last:
+                if first is not None and last is not None:
+                    out.append(TimeRange(first, last))
+                first = start
+            last = end
+        if first is not None and last is not None:
+            out.append(TimeRange(first, last))
+        return _trusted(out)
+
     def __iter__(self) -> Iterator[TimeRange]:
         """The ranges, ascending."""
         return iter(self.ranges)

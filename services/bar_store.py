@@ -1,14 +1,17 @@
 """The durable store of bars: the one place that reads and writes them, with their coverage in the same transaction."""
 
 import logging
+import sys
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 from domain.bar import Bar
 from domain.clock import Clock
+from domain.packed import PackedBars, Rows
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import Timeframe
+from domain.timeframe import MINUTE_MS, Timeframe
 from services.coverage import CoverageLedger, Knowledge
 from services.database import Connection, Database
 from services.rollups import Rollups, minutes_in, stored_for, table_of
@@ -37,11 +40,23 @@ class StoredSeries(NamedTuple):
     calendar: str | None
 
 
-class FoldedBar(NamedTuple):
-    """A bar folded from minutes, and how many minutes with a bar it stands for."""
+class Folded(NamedTuple):
+    """Bars folded from minutes, and of each how many minutes with a bar it stands for."""
 
-    bar: Bar
-    minutes: int
+    bars: PackedBars
+    minutes: Sequence[int]
+
+    def full(self, timeframe: Timeframe) -> RangeSet:
+        """The buckets in which every minute has a bar."""
+        width, span = timeframe.width_ms, self.bars.span
+        if span is None:
+            return RangeSet()
+        buckets = self.bars.runs(timeframe)
+        if width is not None and min(self.minutes) * MINUTE_MS == width:
+            return buckets
+        next_of = timeframe.next
+        stamps = zip(self.bars.times(), self.minutes, strict=True)
+        return RangeSet.joining((ts, next_of(ts)) for ts, minutes in stamps if minutes * MINUTE_MS == next_of(ts) - ts)
 
 
 class Written(NamedTuple):
@@ -79,6 +94,9 @@ class BarStore:
         self.rollups = rollups
         self._clock = clock
         self._sql = load_queries("bars")
+        self._read_minutes, self._read_native = (
+            self._sql["packed"].format(source=self._sql[name]) for name in ("minutes", "native")
+        )
         self._series_sql = load_queries("series")
         #: Rows inserted or altered by this process, and how many of them were altered.
         self.bars_written = self.bars_revised = 0
@@ -177,26 +195,45 @@ class BarStore:
         async with self.database.connection() as db:
             return await self.ledger.read(db, series_id, timeframe, wanted)
 
-    async def read(self, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> list[Bar]:
+    async def states(self, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> Knowledge:
+        """As `knowledge`, without the asks behind it."""
+        async with self.database.connection() as db:
+            return await self.ledger.states(db, series_id, timeframe, wanted)
+
+    async def stock(self, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> tuple[Knowledge, PackedBars]:
+        """The `states`, and then the bars that are there."""
+        async with self.database.connection() as db:
+            known = await self.ledger.states(db, series_id, timeframe, wanted)
+            return known, await self._bars(db, series_id, timeframe, wanted) if known.answered else PackedBars()
+
+    async def read(self, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> PackedBars:
         """Stored native bars of the timeframe, ascending."""
         async with self.database.connection() as db:
-            if timeframe is Timeframe.M1:
-                rows = await db.fetch(self._sql["read_minutes"], series_id, *wanted)
-            else:
-                rows = await db.fetch(self._sql["read_native"], series_id, *wanted, timeframe.value)
-        return [Bar(*row) for row in rows]
+            return await self._bars(db, series_id, timeframe, wanted)
 
-    async def read_folded(self, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> list[FoldedBar]:
+    async def _bars(self, db: Connection, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> PackedBars:
+        if timeframe is Timeframe.M1:
+            raw = await db.fetchval(self._read_minutes, series_id, *wanted)
+        else:
+            raw = await db.fetchval(self._read_native, series_id, *wanted, timeframe.value)
+        return PackedBars(Rows(raw or b""))
+
+    async def read_folded(self, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> Folded:
         """Bars of `timeframe` as their stored minutes fold to, from the aggregates where those are up to date."""
         async with self.database.connection() as db:
             pending = (await self.rollups.pending(db, series_id, wanted)).outward(timeframe)
             trusted = RangeSet((wanted,)) - pending
             parts = [(part, stored_for(timeframe)) for part in trusted]
             parts += [(part, Timeframe.M1) for part in pending & RangeSet((wanted,))]
-            rows: list[Any] = []
+            pieces: list[Rows] = []
+            minutes = array("i")
             for part, source in sorted(parts):
-                rows += await db.fetch(self._fold_query(source, timeframe), series_id, *part)
-        return [FoldedBar(Bar(ts, o, h, low, c, v), minutes) for ts, o, h, low, c, v, minutes in rows]
+                raw, counts = await db.fetchrow(self._fold_query(source, timeframe), series_id, *part)
+                pieces.append(Rows(raw or b""))
+                minutes.frombytes(counts or b"")
+        if sys.byteorder == "little":
+            minutes.byteswap()
+        return Folded(PackedBars(*pieces), minutes)
 
     async def runs(self, series_id: int, timeframe: Timeframe, wanted: TimeRange, *, folded: bool) -> RangeSet:
         """The buckets of `wanted` that hold a bar: native ones, or `folded` from minutes.
@@ -204,12 +241,9 @@ class BarStore:
         Cheaper than reading the bars: the database joins neighbours.
         """
         if timeframe.width_ms is None or (folded and timeframe is not Timeframe.M1):
-            found = (
-                [item.bar for item in await self.read_folded(series_id, timeframe, wanted)]
-                if folded
-                else await self.read(series_id, timeframe, wanted)
-            )
-            return runs_of(found, timeframe)
+            if folded:
+                return (await self.read_folded(series_id, timeframe, wanted)).bars.runs(timeframe)
+            return (await self.read(series_id, timeframe, wanted)).runs(timeframe)
         minutes = timeframe is Timeframe.M1
         query = self._sql["runs_of_minutes" if minutes else "runs_of_native"]
         extra = () if minutes else (timeframe.value,)
@@ -225,10 +259,12 @@ class BarStore:
 
     def _fold_query(self, source: Timeframe, timeframe: Timeframe) -> str:
         if source is timeframe and timeframe is not Timeframe.M1:
-            return self._sql["read_level"].format(source=table_of(source))
-        return self._sql["fold_level"].format(
-            source=table_of(source), bucket=bucket_of(timeframe), minutes=minutes_in(source)
-        )
+            rows = self._sql["level"].format(source=table_of(source))
+        else:
+            rows = self._sql["fold_level"].format(
+                source=table_of(source), bucket=bucket_of(timeframe), minutes=minutes_in(source)
+            )
+        return self._sql["packed_with_minutes"].format(source=rows)
 
     async def _write(self, db: Connection, series_id: int, timeframe: Timeframe, bars: Sequence[Bar]) -> Written:
         """Write bars while the series is locked, so that no other writer comes between."""
@@ -271,21 +307,3 @@ class BarStore:
 def _columns(bars: Sequence[Bar]) -> list[list[Any]]:
     rows = ((bar.ts, bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars)
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def runs_of(bars: Sequence[Bar], timeframe: Timeframe) -> RangeSet:
-    """The buckets of ascending bars, as ranges."""
-    width = timeframe.width_ms
-    if width is None:
-        return RangeSet((bar.ts, timeframe.next(bar.ts)) for bar in bars)
-    ranges: list[tuple[int, int]] = []
-    start = end = None
-    for bar in bars:
-        if bar.ts != end:
-            if start is not None and end is not None:
-                ranges.append((start, end))
-            start = bar.ts
-        end = bar.ts + width
-    if start is not None and end is not None:
-        ranges.append((start, end))
-    return RangeSet(ranges)

@@ -1,13 +1,14 @@
 """The walk along the time axis behind one OHLCV answer: window after window until there are enough bars."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from domain.bar import Bar, merge
+from domain.bar import Bar
+from domain.packed import joined, runs_of
 from domain.series import Gap, Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import PluginError
-from services.bar_store import runs_of
 from services.data_orchestrator import Bars, DataOrchestrator
 from services.data_sources.base import Ask
 from services.fill import Fill, fill_previous
@@ -59,7 +60,7 @@ class OhlcvAnswer:
         in_past: nothing of the range can change any more, but by a correction.
     """
 
-    bars: list[Bar] = field(default_factory=list)
+    bars: Sequence[Bar] = ()
     next_ms: int | None = None
     sources: list[str] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
@@ -154,7 +155,7 @@ class BarWalk:
         ask = await self._ask(window, newest_first=newest_first)
         got = await self._orchestrator.bars(ask)
         answer = self._answer
-        answer.bars = merge(answer.bars, got.bars)
+        answer.bars = joined(answer.bars, got.bars)
         answer.sources += (name for name in got.sources if name not in answer.sources)
         answer.gaps = _joined([*answer.gaps, *got.gaps])
         answer.error = got.error or answer.error
@@ -207,7 +208,7 @@ class BarWalk:
             self._answer.error = exc
             self._answer.gaps.append(Gap(window, Verdict.FETCH_FAILED))
             return
-        self._answer.bars = merge(self._answer.bars, bars)
+        self._answer.bars = joined(self._answer.bars, bars)
         self._answer.forming = [bar.ts for bar in bars]
 
     def _fill(self, shown: RangeSet) -> None:

@@ -254,15 +254,20 @@ class CoverageLedger:
 
     async def read(self, db: Connection, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> Knowledge:
         """What the ledger holds within `wanted`."""
+        found = await self.states(db, series_id, timeframe, wanted)
+        checks = await self._checks(db, series_id, timeframe, wanted) if wanted.length_ms > 0 else []
+        return found._replace(checks=checks)
+
+    async def states(self, db: Connection, series_id: int, timeframe: Timeframe, wanted: TimeRange) -> Knowledge:
+        """As `read`, without the asks behind it."""
         rows = await db.fetch(self._sql["read"], series_id, timeframe.value, *wanted)
         states: dict[str, RangeSet] = {}
         for row in rows:
-            found = RangeSet((r.lower, r.upper) for r in row["ranges"])
+            found = RangeSet.ascending((r.lower, r.upper) for r in row["ranges"])
             states[row["state"]] = states.get(row["state"], RangeSet()) | found
-        checks = await self._checks(db, series_id, timeframe, wanted) if wanted.length_ms > 0 else []
         nothing = RangeSet()
         return Knowledge(
-            states.get("answered", nothing), states.get("confirmed", nothing), states.get("not_listed", nothing), checks
+            states.get("answered", nothing), states.get("confirmed", nothing), states.get("not_listed", nothing)
         )
 
     async def answered(

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from domain.bar import Bar, fold, merge
+from domain.bar import Bar, fold
 from domain.clock import Clock
+from domain.packed import joined, runs_of
 from domain.series import Gap, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import PluginError
-from services.bar_store import BarStore, runs_of
+from services.bar_store import BarStore
 from services.coverage import Check, Knowledge, Tile, tile
 from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace, consult
 from services.data_sources.cache_source import CacheSource
@@ -26,7 +27,7 @@ FORMING_TTL_MS = 1_000
 class Bars:
     """The answer to an `Ask`: ascending bars, where they came from, what is missing, and the provider's last fault."""
 
-    bars: list[Bar]
+    bars: Sequence[Bar]
     sources: list[str]
     gaps: list[Gap]
     error: PluginError | None = None
@@ -82,7 +83,7 @@ class DataOrchestrator:
         if fresh.lasting:
             await self._cache.keep(ask, fresh)
         gaps = [Gap(t.range, t.verdict) for t in await self._explain(ask, rest, fresh)]
-        return Bars(merge(cached.bars, fresh.bars), trace.sources, gaps, trace.error)
+        return Bars(joined(cached.bars, fresh.bars), trace.sources, gaps, trace.error)
 
     async def coverage(self, ask: Ask) -> list[Tile]:
         """Verdicts that tile the range, from what is stored alone."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from domain.bar import Bar
 from domain.clock import Clock
+from domain.packed import runs_of
 from domain.timeframe import Timeframe
 from services.bar_files import BadRow, BarBatch, read_bars
-from services.bar_store import BarStore, StoredSeries, runs_of
+from services.bar_store import BarStore, StoredSeries
 from services.sql import load_queries
 
 #: Bad rows that a report lists; more are only counted.

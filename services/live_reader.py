@@ -40,7 +40,7 @@ class LiveReader:
         if end_ms <= wanted.start_ms:
             # Nobody can say more than that.
             return Part([], [Gap(wanted, Verdict.NEVER_FETCHED)], wanted.end_ms)
-        return Part(answer.bars, lost_of(answer), end_ms)
+        return Part(list(answer.bars), lost_of(answer), end_ms)
 
     async def start_of_last(self, timeframe: Timeframe, before_ms: int, count: int) -> int:
         """Where so many last closed bars before an instant begin.

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from domain.bar import Bar
+from domain.packed import runs_of
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import HOUR_MS, Timeframe
-from services.bar_store import BarStore, Written, runs_of
+from services.bar_store import BarStore, Written
 from services.database import Connection, FencedError
 from services.live import FeedState
 from services.sql import load_queries
@@ -186,7 +187,7 @@ class LiveStore:
         self.store.count(written)
         stands = list(bars)
         if row["bars"] != len(stands):
-            stands = await self.store.read(claim.series_id, Timeframe.M1, TimeRange(start_ms, end_ms))
+            stands = list(await self.store.read(claim.series_id, Timeframe.M1, TimeRange(start_ms, end_ms)))
         return Settlement(written, row["revision"], stands)
 
     async def correct(self, claim: FeedClaim, bars: Sequence[Bar]) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from domain.bar import Bar, within
+from domain.packed import runs_of
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from plugins.base import LiveBars
-from services.bar_store import runs_of
 from services.open_hours import OpenHours
 from services.rhythm import MEMORY, Rhythm
 

@@ -10,11 +10,11 @@ from typing import TypeVar
 from domain.bar import Bar
 from domain.clock import Clock
 from domain.errors import CandleryError, DatabaseUnavailableError
+from domain.packed import runs_of
 from domain.series import Verdict
 from domain.time_range import TimeRange
 from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
 from plugins.base import Capabilities, LiveBars, PluginError
-from services.bar_store import runs_of
 from services.cache_manager import Cache
 from services.database import FencedError
 from services.live import FeedState, Forming, LostRange, Message, Revised, Settled, Status

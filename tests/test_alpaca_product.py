@@ -9,11 +9,11 @@ from app import create_app
 from app_extensions.wiring import Services, running_services
 from config import load_config
 from domain.bar import Bar, fold
+from domain.packed import runs_of
 from domain.series import Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services import feed as feed_module
-from services.bar_store import runs_of
 from services.bar_walk import OhlcvAnswer, OhlcvQuery
 from tests.loopback.alpaca import (
     KEY,

@@ -11,13 +11,13 @@ import pytest
 from app_extensions.wiring import Services, running_services
 from config import load_config
 from domain.bar import Bar, fold
+from domain.packed import runs_of
 from domain.series import Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services import backfill_chunks
 from services import feed as feed_module
 from services.backfills import BackfillRequest, Job, JobState
-from services.bar_store import runs_of
 from services.coverage import Tile
 from tests.loopback import faults
 from tests.loopback.binance import BinanceLoopback, read_csv
@@ -94,7 +94,7 @@ async def check_stored(services: Services, market: Sequence[Bar]) -> None:
     async with services.database.connection() as db:
         assert await db.fetchval("SELECT count(*) FROM bar_revisions") == 0
     # Real volumes are no binary fractions: the sum of a day depends on the order by the last digit.
-    folded = [item.bar for item in await services.store.read_folded(stored.id, Timeframe.D1, MONTH)]
+    folded = (await services.store.read_folded(stored.id, Timeframe.D1, MONTH)).bars
     rounded = [msgspec.structs.replace(bar, volume=round(bar.volume, 6)) for bar in folded]
     assert rounded == [msgspec.structs.replace(bar, volume=round(bar.volume, 6)) for bar in fold(market, Timeframe.D1)]
 

@@ -2,10 +2,9 @@
 
 from typing import ClassVar
 
-from domain.bar import within
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import MINUTE_MS, Timeframe
-from services.bar_store import BarStore, FoldedBar
+from domain.timeframe import Timeframe
+from services.bar_store import BarStore, Folded
 from services.coverage import Knowledge
 from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace
 
@@ -24,32 +23,26 @@ class AggregateSource(DataSource):
         span = wanted.span
         if span is None or not ask.folds_minutes:
             return SourceAnswer()
-        knowledge = await self._store.knowledge(ask.stored.id, Timeframe.M1, span)
+        knowledge = await self._store.states(ask.stored.id, Timeframe.M1, span)
         reach = (knowledge.answered | ask.closed | knowledge.not_listed).whole_buckets(ask.timeframe) & wanted
         if not reach:
             return SourceAnswer()
         folded = await self._store.read_folded(ask.stored.id, ask.timeframe, span)
         known, settled = await self._pick(ask, folded, knowledge, reach)
-        bars = within((item.bar for item in folded), known)
+        bars = folded.bars.between(known)
         if bars:
             trace.gave(self.name)
         return SourceAnswer(bars, known, settled, settled & knowledge.answered.whole_buckets(ask.timeframe))
 
-    async def _pick(
-        self, ask: Ask, folded: list[FoldedBar], knowledge: Knowledge, reach: RangeSet
-    ) -> tuple[RangeSet, RangeSet]:
+    async def _pick(self, ask: Ask, folded: Folded, knowledge: Knowledge, reach: RangeSet) -> tuple[RangeSet, RangeSet]:
         """Which buckets of `reach`, whose every minute was answered for, to give, and which of them are settled."""
         settled = await self._settled(ask, folded, knowledge, reach)
         return (reach if ask.minutes_final else settled), settled
 
-    async def _settled(self, ask: Ask, folded: list[FoldedBar], knowledge: Knowledge, reach: RangeSet) -> RangeSet:
+    async def _settled(self, ask: Ask, folded: Folded, knowledge: Knowledge, reach: RangeSet) -> RangeSet:
         """Buckets of `reach` with a final verdict for every minute; minutes are looked at only where it is in doubt."""
-        next_of = ask.timeframe.next
-        full = RangeSet(
-            (bar.ts, next_of(bar.ts)) for bar, minutes in folded if minutes * MINUTE_MS == next_of(bar.ts) - bar.ts
-        )
         empties_are_final = knowledge.confirmed | ask.closed | knowledge.not_listed
-        sure = (full | empties_are_final).whole_buckets(ask.timeframe) & reach
+        sure = (folded.full(ask.timeframe) | empties_are_final).whole_buckets(ask.timeframe) & reach
         doubtful = reach - sure
         for part in (doubtful - empties_are_final).outward(ask.timeframe) & reach:
             sure |= await self._by_minutes(ask, part, empties_are_final)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-from domain.bar import Bar, merge
+from domain.bar import Bar
+from domain.packed import joined
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
@@ -87,7 +88,7 @@ class SourceAnswer(NamedTuple):
     def plus(self, other: "SourceAnswer") -> "SourceAnswer":
         """Both answers in one; they are for disjoint buckets."""
         return SourceAnswer(
-            merge(self.bars, other.bars),
+            joined(self.bars, other.bars),
             self.known | other.known,
             self.settled | other.settled,
             self.lasting | other.lasting,

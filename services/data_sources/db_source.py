@@ -1,11 +1,13 @@
 """Bars as the provider gave them, out of the durable store."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from domain.bar import Bar, fold, within
+from domain.bar import Bar, fold
+from domain.packed import PackedBars
 from domain.time_range import RangeSet
-from services.bar_store import BarStore, runs_of
-from services.coverage import Knowledge, settled
+from services.bar_store import BarStore
+from services.coverage import settled
 from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace
 
 
@@ -26,12 +28,14 @@ class DbSource(DataSource):
         span = wanted.span
         if span is None:
             return SourceAnswer()
-        knowledge = await self._store.knowledge(ask.stored.id, ask.native, span)
+        knowledge, bars = await self._store.stock(ask.stored.id, ask.native, span)
         if not (knowledge.answered or knowledge.not_listed or ask.closed):
             return SourceAnswer()
-        bars = await self._store.read(ask.stored.id, ask.native, span) if knowledge.answered else []
-        final = settled(runs_of(bars, ask.native), ask.closed, knowledge)
-        known = _known(knowledge, final, ask.now_ms).whole_buckets(ask.timeframe) & wanted
+        final = settled(bars.runs(ask.native), ask.closed, knowledge)
+        if provisional := knowledge.answered - final:
+            asked = await self._store.knowledge(ask.stored.id, ask.native, span)
+            provisional &= asked.resting(ask.now_ms)
+        known = (final | provisional).whole_buckets(ask.timeframe) & wanted
         certain = final.whole_buckets(ask.timeframe) & known
         lasting = certain & knowledge.answered.whole_buckets(ask.timeframe)
         answer = SourceAnswer(_of(bars, ask, known), known, certain, lasting)
@@ -40,11 +44,6 @@ class DbSource(DataSource):
         return answer
 
 
-def _known(knowledge: Knowledge, final: RangeSet, now_ms: int) -> RangeSet:
-    provisional = knowledge.answered - final
-    return final | (provisional & knowledge.resting(now_ms))
-
-
-def _of(bars: list[Bar], ask: Ask, known: RangeSet) -> list[Bar]:
-    mine = within(bars, known)
+def _of(bars: PackedBars, ask: Ask, known: RangeSet) -> Sequence[Bar]:
+    mine = bars.between(known)
     return mine if ask.native is ask.timeframe else fold(mine, ask.timeframe)

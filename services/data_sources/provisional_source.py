@@ -1,7 +1,7 @@
 """Bars folded from minutes that were all answered for, though some emptiness among them is not confirmed yet."""
 
 from domain.time_range import RangeSet
-from services.bar_store import FoldedBar
+from services.bar_store import Folded
 from services.coverage import Knowledge
 from services.data_sources.aggregate_source import AggregateSource
 from services.data_sources.base import Ask
@@ -13,7 +13,7 @@ class ProvisionalSource(AggregateSource):
     async def _pick(
         self,
         ask: Ask,  # noqa: ARG002 - as the source that it widens
-        folded: list[FoldedBar],  # noqa: ARG002
+        folded: Folded,  # noqa: ARG002
         knowledge: Knowledge,  # noqa: ARG002
         reach: RangeSet,
     ) -> tuple[RangeSet, RangeSet]:

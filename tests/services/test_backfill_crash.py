@@ -117,7 +117,7 @@ async def check_complete(house: House, symbol: str) -> None:
     assert known.answered == RangeSet((WINDOW,))
     for timeframe in (Timeframe.M5, Timeframe.M15, Timeframe.H1, Timeframe.H4, Timeframe.D1):
         folded = await store.read_folded(series.id, timeframe, WINDOW)
-        assert [item.bar for item in folded] == fold(MARKET, timeframe), timeframe
+        assert folded.bars == fold(MARKET, timeframe), timeframe
     async with store.database.connection() as db:
         assert await db.fetchval("SELECT count(*) FROM bar_revisions WHERE series_id = $1", series.id) == 0
 

@@ -15,12 +15,12 @@ from app_extensions.db_pool import DatabasePool
 from app_extensions.migrations import Flavour
 from domain.bar import Bar, fold, within
 from domain.errors import ConflictError, DatabaseUnavailableError
+from domain.packed import runs_of
 from domain.series import Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
 from services import backfill_chunks
 from services.backfills import BackfillRequest, Job, JobState
-from services.bar_store import runs_of
 from services.bar_walk import OhlcvAnswer
 from services.cache_manager import MemoryCache
 from tests.conftest import store_on
@@ -295,7 +295,7 @@ class Life:
     async def check_aggregates(self, house: House, series_id: int, symbol: str, market: list[Bar]) -> None:
         week = TimeRange(Timeframe.W1.floor(self.window.start_ms), Timeframe.W1.ceil(self.window.end_ms))
         for timeframe in COARSER:
-            folded = [item.bar for item in await house.store.read_folded(series_id, timeframe, week)]
+            folded = (await house.store.read_folded(series_id, timeframe, week)).bars
             assert folded == fold(market, timeframe), timeframe
         for timeframe in (Timeframe.M5, Timeframe.H1, Timeframe.D1):
             start_ms, end_ms = timeframe.floor(self.window.start_ms), timeframe.ceil(self.window.end_ms)

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from app_extensions.db_pool import DatabasePool
 from app_extensions.migrations import set_compression
 from domain.bar import Bar, fold, merge
+from domain.packed import runs_of
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
-from services.bar_store import BarStore, StoredSeries, runs_of
+from services.bar_store import BarStore, StoredSeries
 from services.coverage import CoverageLedger
 from services.retention import Retention
 from services.rollups import TimescaleRollups
@@ -30,7 +31,7 @@ async def new_series(store: BarStore) -> StoredSeries:
 
 
 async def folded(store: BarStore, series: StoredSeries, timeframe: Timeframe) -> list[Bar]:
-    return [item.bar for item in await store.read_folded(series.id, timeframe, EVER)]
+    return (await store.read_folded(series.id, timeframe, EVER)).bars
 
 
 async def write(store: BarStore, series: StoredSeries, bars: list[Bar], **options: bool) -> tuple[int, int]:

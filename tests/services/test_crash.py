@@ -10,10 +10,11 @@ import pytest
 from app_extensions.db_pool import DatabasePool
 from app_extensions.migrations import Flavour
 from domain.bar import fold
+from domain.packed import runs_of
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, Timeframe
-from services.bar_store import BarStore, runs_of
+from services.bar_store import BarStore
 from tests.conftest import store_on
 from tests.support.clock import ManualClock
 from tests.support.crash_child import MARKET, STEPS
@@ -44,7 +45,7 @@ async def check_what_is_left(store: BarStore, clock: ManualClock) -> None:
     assert answer.bars == MARKET
     for timeframe in (Timeframe.M5, Timeframe.M15, Timeframe.H1, Timeframe.H4, Timeframe.D1):
         folded = await store.read_folded(series.id, timeframe, DAY)
-        assert [item.bar for item in folded] == fold(MARKET, timeframe), timeframe
+        assert folded.bars == fold(MARKET, timeframe), timeframe
 
 
 @pytest.mark.parametrize("step", STEPS)

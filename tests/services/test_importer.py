@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from domain.bar import Bar, fold
+from domain.packed import runs_of
 from domain.series import Series, Verdict
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services import importer as importer_module
 from services.bar_files import BarBatch, BarFileError, read_bars
-from services.bar_store import BarStore, StoredSeries, runs_of
+from services.bar_store import BarStore, StoredSeries
 from services.importer import Importer
 from tests.support.clock import ManualClock
 from tests.support.house import House, make_house

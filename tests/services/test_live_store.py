@@ -10,10 +10,11 @@ from app_extensions.db_pool import DatabasePool
 from app_extensions.migrations import Flavour
 from domain.bar import Bar, fold
 from domain.errors import DatabaseUnavailableError
+from domain.packed import runs_of
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
-from services.bar_store import BarStore, Written, runs_of
+from services.bar_store import BarStore, Written
 from services.database import FencedError
 from services.live import FeedState
 from services.live_store import FeedClaim, FeedRow, LiveStore, Tick, Want
@@ -481,7 +482,7 @@ async def test_a_followed_series_has_one_entry_in_the_queue_of_aggregates(timesc
         clock.advance(days=day)
         await store.settle()
         found = await store.read_folded(claim.series_id, Timeframe.M5, EVER)
-        assert [item.bar for item in found] == fold(bars, Timeframe.M5)
+        assert found.bars == fold(bars, Timeframe.M5)
     async with timescale_pool.connection() as db:
         assert await db.fetchval("SELECT count(*) FROM rollup_queue") == 0
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 import pytest
 
 from domain.bar import Bar
+from domain.packed import runs_of
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import MINUTE_MS
 from plugins.base import LiveBars
 from services import minute_book
-from services.bar_store import runs_of
 from services.minute_book import M1, Batch, MinuteBook, Patience
 from services.open_hours import OpenHours
 from services.rhythm import Rhythm

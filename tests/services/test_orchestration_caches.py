@@ -7,9 +7,10 @@ import pytest
 import redis.asyncio as redis_asyncio
 
 from domain.bar import Bar, fold, merge
+from domain.packed import runs_of
 from domain.series import Series
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
-from services.bar_store import BarStore, runs_of
+from services.bar_store import BarStore
 from services.redis_cache import RedisCache
 from tests.services.redis_server import RedisServer, start_redis
 from tests.support.clock import ManualClock

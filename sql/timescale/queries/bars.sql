@@ -60,26 +60,40 @@ WITH incoming AS (
 SELECT (SELECT count(*) FROM written) AS written, (SELECT count(*) FROM revised) AS revised,
        (SELECT min(ts) FROM written) AS first_ts, (SELECT max(ts) FROM written) AS last_ts;
 
--- name: read_minutes
+-- name: minutes
 SELECT ts, open, high, low, close, volume FROM bars_1m
-WHERE series_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts;
+WHERE series_id = $1 AND ts >= $2 AND ts < $3
 
--- name: read_native
+-- name: native
 SELECT ts, open, high, low, close, volume FROM native_bars
-WHERE series_id = $1 AND timeframe = $4 AND ts >= $2 AND ts < $3 ORDER BY ts;
+WHERE series_id = $1 AND timeframe = $4 AND ts >= $2 AND ts < $3
 
--- name: read_level
--- {source}: an aggregate of just this timeframe.
+-- name: level
+-- From an aggregate of just this timeframe.
 SELECT ts, open, high, low, close, volume, minutes FROM {source}
-WHERE series_id = $1 AND ts >= $2 AND ts < $3 ORDER BY ts;
+WHERE series_id = $1 AND ts >= $2 AND ts < $3
+
+-- name: packed
+-- All rows of a query as one value, 48 bytes each, ascending; see domain/packed.py. The driver then takes a string of
+-- bytes, in the place of six objects a row.
+SELECT string_agg(int8send((date_part('epoch', ts) * 1000)::bigint) || float8send(open) || float8send(high)
+                  || float8send(low) || float8send(close) || float8send(volume), ''::bytea ORDER BY ts)
+FROM ({source}) AS bars;
+
+-- name: packed_with_minutes
+-- As `packed`, and the minutes that each row stands for, four bytes each.
+SELECT string_agg(int8send((date_part('epoch', ts) * 1000)::bigint) || float8send(open) || float8send(high)
+                  || float8send(low) || float8send(close) || float8send(volume), ''::bytea ORDER BY ts),
+       string_agg(int4send(minutes::integer), ''::bytea ORDER BY ts)
+FROM ({source}) AS bars;
 
 -- name: fold_level
--- {source}: a finer table, {minutes}: what one of its rows counts for, {bucket}: start of the bucket of ts.
+-- From a finer table; what one of its rows counts for in minutes, and the start of the bucket of ts, are put in.
 SELECT {bucket} AS ts, (array_agg(open ORDER BY ts))[1] AS open, max(high) AS high, min(low) AS low,
        (array_agg(close ORDER BY ts))[count(*)::integer] AS close, sum(volume ORDER BY ts) AS volume,
        sum({minutes})::bigint AS minutes
 FROM {source} WHERE series_id = $1 AND ts >= $2 AND ts < $3
-GROUP BY {bucket} ORDER BY 1;
+GROUP BY {bucket};
 
 -- name: runs_of_minutes
 -- Stretches of buckets that hold a bar; $4: width of a bucket.

@@ -1,0 +1,220 @@
+"""Bars as they are stored: rows of fixed width, which are cut, joined and written out without a `Bar` of each."""
+
+import struct
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, pairwise
+from typing import Protocol, overload
+
+import msgspec
+
+from domain.bar import Bar, merge, within
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import Timeframe
+
+#: A bar as 48 bytes, big-endian as PostgreSQL sends numbers: `ts`, then five floating point numbers.
+ROW = struct.Struct(">qddddd")
+_TS = struct.Struct(">q40x")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Piece(Protocol):
+    """Ascending bars in some packed form."""
+
+    def __len__(self) -> int:
+        """Number of bars."""
+        ...
+
+    def raw(self) -> bytes:
+        """The rows."""
+        ...
+
+    def text(self) -> bytes:
+        """The rows as JSON arrays with commas between them."""
+        ...
+
+
+class Rows:
+    """Rows in one string of bytes."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        """Take the rows."""
+        self._raw = raw
+
+    def __len__(self) -> int:
+        """Number of bars."""
+        return len(self._raw) // ROW.size
+
+    def raw(self) -> bytes:
+        """The rows."""
+        return self._raw
+
+    def text(self) -> bytes:
+        """The rows as JSON arrays."""
+        return text_of(self._raw)
+
+
+class PackedBars(Sequence[Bar]):
+    """Ascending bars, one a `ts`, that become `Bar`s only where they are looked at one by one."""
+
+    __slots__ = ("_count", "_pieces")
+
+    def __init__(self, *pieces: Piece) -> None:
+        """Take the pieces, in order of time; empty ones are left out."""
+        self._pieces = tuple(piece for piece in pieces if len(piece))
+        self._count = sum(map(len, self._pieces))
+
+    @classmethod
+    def of(cls, bars: Iterable[Bar]) -> "PackedBars":
+        """Pack ascending bars."""
+        return cls(Rows(pack(bars)))
+
+    def __len__(self) -> int:
+        """Number of bars."""
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Bar: ...
+    @overload
+    def __getitem__(self, at: slice) -> "PackedBars": ...
+    def __getitem__(self, at: int | slice) -> "Bar | PackedBars":
+        """One bar, or the bars of a slice without a step."""
+        if isinstance(at, slice):
+            first, last, step = at.indices(self._count)
+            if step != 1:
+                msg = "packed bars cannot be sliced with a step"
+                raise ValueError(msg)
+            return self._cut(first, max(first, last))
+        if not -self._count <= at < self._count:
+            raise IndexError(at)
+        return Bar(*ROW.unpack_from(*self._place(at % self._count)))
+
+    def __iter__(self) -> Iterator[Bar]:
+        """The bars."""
+        for piece in self._pieces:
+            for row in ROW.iter_unpack(piece.raw()):
+                yield Bar(*row)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether a sequence holds the same bars."""
+        if isinstance(other, PackedBars):
+            return self._count == other._count and self.raw() == other.raw()
+        if isinstance(other, list | tuple):
+            return len(other) == self._count and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """As a list of bars."""
+        return f"PackedBars({list(self)!r})"
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What it is made of, in order of time."""
+        return self._pieces
+
+    @property
+    def span(self) -> TimeRange | None:
+        """From the first `ts` to the millisecond after the last."""
+        return TimeRange(self[0].ts, self[-1].ts + 1) if self._count else None
+
+    def raw(self) -> bytes:
+        """All rows."""
+        return self._pieces[0].raw() if len(self._pieces) == 1 else b"".join(piece.raw() for piece in self._pieces)
+
+    def json(self) -> bytes:
+        """A JSON array of bars, to the letter as `msgspec` encodes a list of `Bar`s."""
+        return b"[%b]" % b",".join(piece.text() for piece in self._pieces)
+
+    def times(self) -> Iterator[int]:
+        """Each bar's `ts`."""
+        return (ts for (ts,) in _TS.iter_unpack(self.raw()))
+
+    def between(self, ranges: Iterable[TimeRange]) -> "PackedBars":
+        """The bars whose `ts` lies in the ascending, disjoint ranges."""
+        span, ranges = self.span, list(ranges)
+        if span is None or any(start <= span.start_ms and span.end_ms <= end for start, end in ranges):
+            return self
+        stamps = list(self.times())
+        whole = PackedBars(Rows(self.raw()))
+        cuts = (whole._cut(bisect_left(stamps, start), bisect_left(stamps, end)) for start, end in ranges)
+        return PackedBars(*chain.from_iterable(cut.pieces for cut in cuts))
+
+    def runs(self, timeframe: Timeframe) -> RangeSet:
+        """The buckets of the bars, as ranges."""
+        span, next_of = self.span, timeframe.next
+        if span is None:
+            return RangeSet()
+        width = timeframe.width_ms
+        if width is not None and span.length_ms - 1 == (self._count - 1) * width:
+            return RangeSet.of(span.start_ms, span.start_ms + self._count * width)
+        return RangeSet.joining((ts, next_of(ts)) for ts in self.times())
+
+    def _place(self, at: int) -> tuple[bytes, int]:
+        """The rows that the bar is among, and where it begins in them."""
+        if len(self._pieces) > 1 and at == self._count - 1:
+            raw = self._pieces[-1].raw()
+            return raw, len(raw) - ROW.size
+        for piece in self._pieces:
+            if at < len(piece):
+                return piece.raw(), at * ROW.size
+            at -= len(piece)
+        raise IndexError(at)
+
+    def _cut(self, first: int, last: int) -> "PackedBars":
+        if (first, last) == (0, self._count):
+            return self
+        parts: list[Piece] = []
+        for piece in self._pieces:
+            start, end = max(first, 0), min(last, len(piece))
+            if start == 0 and end == len(piece):
+                parts.append(piece)
+            elif start < end:
+                parts.append(Rows(piece.raw()[start * ROW.size : end * ROW.size]))
+            first, last = first - len(piece), last - len(piece)
+        return PackedBars(*parts)
+
+
+def pack(bars: Iterable[Bar]) -> bytes:
+    """The bars as rows."""
+    to_row = ROW.pack
+    return b"".join(to_row(bar.ts, bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars)
+
+
+def text_of(raw: bytes) -> bytes:
+    """Rows as JSON arrays with commas between them."""
+    return _encode(list(ROW.iter_unpack(raw)))[1:-1]
+
+
+def json_of(bars: Sequence[Bar]) -> bytes:
+    """Bars as a JSON array."""
+    return bars.json() if isinstance(bars, PackedBars) else _encode(bars)
+
+
+def joined(*parts: Sequence[Bar]) -> Sequence[Bar]:
+    """As `merge`; packed bars stay packed where one part follows the other."""
+    filled = [part for part in parts if part]
+    if len(filled) == 1:
+        return filled[0]
+    if any(isinstance(part, PackedBars) for part in filled):
+        in_order = sorted(filled, key=lambda part: part[0].ts)
+        if all(before[-1].ts < after[0].ts for before, after in pairwise(in_order)):
+            packed = (part if isinstance(part, PackedBars) else PackedBars.of(part) for part in in_order)
+            return PackedBars(*chain.from_iterable(part.pieces for part in packed))
+    return merge(*filled)
+
+
+def clipped(bars: Sequence[Bar], ranges: Iterable[TimeRange]) -> Sequence[Bar]:
+    """The ascending bars whose `ts` lies in the ascending, disjoint ranges."""
+    return bars.between(ranges) if isinstance(bars, PackedBars) else within(bars, ranges)
+
+
+def runs_of(bars: Sequence[Bar], timeframe: Timeframe) -> RangeSet:
+    """The buckets of ascending bars, as ranges."""
+    if isinstance(bars, PackedBars):
+        return bars.runs(timeframe)
+    return RangeSet.joining((bar.ts, timeframe.next(bar.ts)) for bar in bars)
