@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from app_extensions import event_loop
 from app_extensions.logging_setup import configure_logging
 from commands import backfill, bars, coverage, import_files, server
 from commands.terminal import write_what_can_be_written
@@ -26,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config()
         config.validate()
         _configure_logging(config, options.command)
-        code: int = asyncio.run(options.run(config, options))
+        # A command is over too soon for the faster loop to be worth its start.
+        run = event_loop.run if options.command == "serve" else asyncio.run
+        code: int = run(options.run(config, options))
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has seen enough; what Python would still write at its end goes nowhere.
