@@ -1,25 +1,29 @@
 """Cached values as bytes, and back again: what fails a single check is no value.
 
-A value is `magic, version, CRC-32` and a msgpack body, which names whose value it is. So a value that was cut short,
-altered, written by another version, or that landed under another's key is told from a good one.
+A value is `magic, version, CRC-32` and a body, which names whose value it is. So a value that was cut short, altered,
+written by another version, or that landed under another's key is told from a good one.
 """
 
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from domain.bar import Bar, fault_of, within
+from domain.packed import ROW
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
+from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
+from services.day_block import ALL, SLOTS, Hour, rows_of
 
 _HEADER = struct.Struct(">3sBI")
+#: Whose hour it is (series, revision, start), then a bit for each minute that is known, and for each that has a bar.
+_HOUR = struct.Struct(">qqqQQ")
 _MAGIC = b"cdl"
 #: Raised with every change of what a value means; it is a part of the keys, so that versions do not meet.
-VERSION = 1
+VERSION = 2
 
 
 class UnsoundValueError(ValueError):
@@ -52,27 +56,6 @@ class AnswerKey(NamedTuple):
         return f"{VERSION}:r:{self.series_id}:{self.revision}:{self.timeframe.value}:{start_ms}:{end_ms}"
 
 
-class MinuteBlock(NamedTuple):
-    """What is known of one day: minutes whose truth is settled, and the bars in them."""
-
-    bars: Sequence[Bar]
-    known: RangeSet
-
-    def overlaid(self, bars: Sequence[Bar], known: RangeSet) -> "MinuteBlock":
-        """This block with newer knowledge laid over it."""
-        kept = within(self.bars, self.known - known)
-        return MinuteBlock(sorted([*kept, *bars], key=_ts), self.known | known)
-
-
-class _StoredBlock(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    series_id: int
-    revision: int
-    day_ms: int
-    #: Minutes of the day, from and to.
-    known: list[tuple[int, int]]
-    bars: list[Bar]
-
-
 class _StoredAnswer(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     series_id: int
     revision: int
@@ -82,34 +65,37 @@ class _StoredAnswer(msgspec.Struct, array_like=True, forbid_unknown_fields=True,
     bars: list[Bar]
 
 
-_Stored = TypeVar("_Stored", _StoredBlock, _StoredAnswer)
-
 _encoder = msgspec.msgpack.Encoder()
-_block_decoder = msgspec.msgpack.Decoder(_StoredBlock)
 _answer_decoder = msgspec.msgpack.Decoder(_StoredAnswer)
 
 
-def encode_block(key: MinuteKey, block: MinuteBlock) -> bytes:
-    """The day's block as bytes."""
-    known = [((start - key.day_ms) // MINUTE_MS, (end - key.day_ms) // MINUTE_MS) for start, end in block.known]
-    return _sealed(_encoder.encode(_StoredBlock(*key, known, list(block.bars))))
+def encode_hour(key: MinuteKey, number: int, hour: Hour) -> bytes:
+    """An hour of the key's day as bytes."""
+    head = _HOUR.pack(key.series_id, key.revision, key.day_ms + number * HOUR_MS, hour.known, hour.present)
+    return _sealed(head + hour.slots)
 
 
-def decode_block(key: MinuteKey, value: bytes, *, check_bars: bool = True) -> MinuteBlock:
-    """The block that was stored under `key`.
-
-    `check_bars=False` is for values that never left this process: they are not searched for false bars.
+def decode_hour(key: MinuteKey, number: int, value: bytes) -> Hour:
+    """The hour of the key's day that was stored.
 
     Raises:
-        UnsoundValueError: it is not that block, or not a sound one.
+        UnsoundValueError: it is not that hour, or not a sound one.
     """
-    stored = _opened(value, _block_decoder)
-    if (stored.series_id, stored.revision, stored.day_ms) != key:
+    body = _opened(value)
+    if len(body) < _HOUR.size:
+        raise UnsoundValueError("it is too short")
+    series_id, revision, hour_ms, known, present = _HOUR.unpack_from(body)
+    if (series_id, revision, hour_ms) != (key.series_id, key.revision, key.day_ms + number * HOUR_MS):
         raise UnsoundValueError("it is another key's value")
-    known = _known(key.day_ms, stored.known)
-    if check_bars:
-        _check_bars(stored.bars, Timeframe.M1, known)
-    return MinuteBlock(stored.bars, known)
+    slots = bytes(body[_HOUR.size :])
+    if not known or known > ALL or present & ~known or len(slots) != (SLOTS * ROW.size if present else 0):
+        raise UnsoundValueError("what it says it knows makes no sense")
+    hour = Hour(known, present, slots)
+    for slot_ms, bar in rows_of(hour_ms, hour):
+        if bar.ts != slot_ms:
+            raise UnsoundValueError(f"a bar of {bar.ts} is in another's place")
+        _check_bar(bar, Timeframe.M1)
+    return hour
 
 
 def encode_answer(key: AnswerKey, bars: Sequence[Bar]) -> bytes:
@@ -121,10 +107,15 @@ def encode_answer(key: AnswerKey, bars: Sequence[Bar]) -> bytes:
 def decode_answer(key: AnswerKey, value: bytes, *, check_bars: bool = True) -> list[Bar]:
     """The bars that were stored under `key`.
 
+    `check_bars=False` is for values that never left this process: they are not searched for false bars.
+
     Raises:
         UnsoundValueError: they are not those bars, or not sound ones.
     """
-    stored = _opened(value, _answer_decoder)
+    try:
+        stored = _answer_decoder.decode(_opened(value))
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        raise UnsoundValueError(f"it cannot be decoded: {exc}") from exc
     named = (stored.series_id, stored.revision, stored.timeframe, stored.start_ms, stored.end_ms)
     if named != (key.series_id, key.revision, key.timeframe.value, *key.range):
         raise UnsoundValueError("it is another key's value")
@@ -137,7 +128,7 @@ def _sealed(body: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, VERSION, zlib.crc32(body)) + body
 
 
-def _opened(value: bytes, decoder: msgspec.msgpack.Decoder[_Stored]) -> _Stored:
+def _opened(value: bytes) -> memoryview:
     if len(value) < _HEADER.size:
         raise UnsoundValueError("it is too short")
     magic, version, crc = _HEADER.unpack_from(value)
@@ -146,18 +137,7 @@ def _opened(value: bytes, decoder: msgspec.msgpack.Decoder[_Stored]) -> _Stored:
     body = memoryview(value)[_HEADER.size :]
     if zlib.crc32(body) != crc:
         raise UnsoundValueError("its checksum is wrong")
-    try:
-        return decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        raise UnsoundValueError(f"it cannot be decoded: {exc}") from exc
-
-
-def _known(day_ms: int, pairs: Iterable[tuple[int, int]]) -> RangeSet:
-    pairs = list(pairs)
-    inside = all(0 <= start < end <= DAY_MS // MINUTE_MS for start, end in pairs)
-    if not inside or any(before[1] >= after[0] for before, after in pairwise(pairs)):
-        raise UnsoundValueError("its known minutes are not ascending minutes of the day")
-    return RangeSet((day_ms + start * MINUTE_MS, day_ms + end * MINUTE_MS) for start, end in pairs)
+    return body
 
 
 def _check_bars(bars: list[Bar], timeframe: Timeframe, known: RangeSet) -> None:
@@ -166,10 +146,10 @@ def _check_bars(bars: list[Bar], timeframe: Timeframe, known: RangeSet) -> None:
     if len(within(bars, known)) != len(bars):
         raise UnsoundValueError("it has bars where nothing is known")
     for bar in bars:
-        fault = fault_of(bar, timeframe)
-        if fault is not None:
-            raise UnsoundValueError(f"a bar's {fault}")
+        _check_bar(bar, timeframe)
 
 
-def _ts(bar: Bar) -> int:
-    return bar.ts
+def _check_bar(bar: Bar, timeframe: Timeframe) -> None:
+    fault = fault_of(bar, timeframe)
+    if fault is not None:
+        raise UnsoundValueError(f"a bar's {fault}")

@@ -8,26 +8,21 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from time import monotonic
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
-from domain.bar import Bar, within
+from domain.bar import Bar
 from domain.clock import Clock
 from domain.errors import CandleryError
+from domain.packed import PackedBars
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import DAY_MS, Timeframe
-from services.cache_codec import (
-    AnswerKey,
-    MinuteBlock,
-    MinuteKey,
-    UnsoundValueError,
-    decode_answer,
-    decode_block,
-    encode_answer,
-    encode_block,
-)
+from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
+from services.cache_codec import AnswerKey, MinuteKey, UnsoundValueError, decode_answer, encode_answer
+from services.day_block import DayBlock, Findings, Hour, hours_of, parts_of
+
+T = TypeVar("T")
 
 #: Larger values are not cached: 10,000 bars take about 600 kB.
 MAX_VALUE_BYTES = 1 << 20
@@ -40,7 +35,7 @@ class CacheUnavailableError(CandleryError):
 class CachedBars(NamedTuple):
     """Bars, and the minutes whose truth is settled: where they hold no bar, there is none."""
 
-    bars: list[Bar]
+    bars: Sequence[Bar]
     known: RangeSet
 
 
@@ -105,10 +100,10 @@ class Cache(ABC):
 
 
 class BlockCache(Cache):
-    """What all caches share: bars as entries of bytes, which the heirs keep where they like."""
+    """What all caches share: days of minutes, and answers as bytes, which the heirs keep where they like."""
 
-    #: Entries in one go.
-    batch: ClassVar[int] = 1
+    #: Days or answers in one go.
+    batch: ClassVar[int] = 8
     #: Whether entries may have been touched by others.
     distrustful: ClassVar[bool] = True
 
@@ -119,85 +114,69 @@ class BlockCache(Cache):
         self._hits = self._misses = self._rejected = 0
 
     @abstractmethod
-    async def _read(self, keys: Sequence[str]) -> list[bytes | None] | None:
-        """The entries, None for those not there; None in place of the list where they cannot be had."""
+    async def _read_days(self, wanted: Sequence[tuple[MinuteKey, RangeSet]]) -> list[DayBlock | None] | None:
+        """The days, at least the hours of each that its ranges touch; None in place of the list: not to be had."""
 
     @abstractmethod
-    async def _write(self, entries: Sequence[tuple[str, bytes]]) -> bool:
-        """Keep the entries, or not; whether there is any use in going on."""
+    async def _lay_over(self, fresh: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
+        """Add newer knowledge of hours, by their number, to what is there; whether there is any use in going on."""
 
     @abstractmethod
-    async def _drop(self, keys: Sequence[str], why: str) -> None:
-        """Forget unsound entries."""
+    async def _read(self, key: str) -> bytes | None:
+        """The answer; None where it is not there, or cannot be had."""
+
+    @abstractmethod
+    async def _write(self, key: str, value: bytes) -> None:
+        """Keep the answer, or not."""
+
+    @abstractmethod
+    async def _drop(self, key: str, why: str) -> None:
+        """Forget an unsound answer."""
 
     async def get_1m_bars(self, series_id: int, revision: int, wanted: RangeSet) -> CachedBars:
-        """Read the blocks of the wanted days, a batch at a time."""
-        bars: list[Bar] = []
-        known: list[TimeRange] = []
+        """Take what is wanted out of the blocks of its days, some days at a time."""
+        found = Findings()
         give_up_at = monotonic() + self._budget_s
-        for days in _batches(_by_day(wanted.whole_buckets(Timeframe.M1)), self.batch):
-            keys = [MinuteKey(series_id, revision, day_ms) for day_ms, _ in days]
-            values = await self._read([str(key) for key in keys])
-            for key, value, (_, part) in zip(keys, values or [None] * len(keys), days, strict=True):
-                block = await self._block(key, value)
+        days = _batches(parts_of(wanted.whole_buckets(Timeframe.M1), DAY_MS), self.batch)
+        async for batch in _with_pauses(days):
+            asked = [(MinuteKey(series_id, revision, day_ms), part) for day_ms, part in batch]
+            blocks = await self._read_days(asked)
+            for (_, part), block in zip(asked, blocks or [None] * len(asked), strict=True):
                 self._count(found=block is not None)
                 if block is not None:
-                    share = block.known & part
-                    bars += within(block.bars, share)
-                    known += share
-                    await asyncio.sleep(0)  # A block takes up to a millisecond: others get their turn in between.
-            if values is None or monotonic() > give_up_at:
+                    block.take(part, found)
+            if blocks is None or monotonic() > give_up_at:
                 break
-        return CachedBars(bars, RangeSet(known))
+        return CachedBars(found.bars, found.known)
 
     async def store_1m_bars(self, series_id: int, revision: int, bars: Sequence[Bar], known: RangeSet) -> None:
         """Lay the new minutes over the blocks that are there.
 
         Two servers that do so at once may lose one another's minutes: these are read from the database again.
         """
-        known = known.whole_buckets(Timeframe.M1)
-        rest = iter(within(bars, known))
-        bar = next(rest, None)
+        packed = bars if isinstance(bars, PackedBars) else PackedBars.of(bars)
+        hours = hours_of(packed, known.whole_buckets(Timeframe.M1))
+        by_day = groupby(hours, key=lambda item: item[0] - item[0] % DAY_MS)
+        days = ((day_ms, {at % DAY_MS // HOUR_MS: hour for at, hour in items}) for day_ms, items in by_day)
         give_up_at = monotonic() + self._budget_s
-        for days in _batches(_by_day(known), self.batch):
-            fresh = {}
-            for day_ms, part in days:
-                mine = []
-                while bar is not None and bar.ts < day_ms + DAY_MS:
-                    mine.append(bar)
-                    bar = next(rest, None)
-                fresh[MinuteKey(series_id, revision, day_ms)] = MinuteBlock(mine, part)
+        async for batch in _with_pauses(_batches(days, self.batch)):
+            fresh = {MinuteKey(series_id, revision, day_ms): newer for day_ms, newer in batch}
             if not await self._lay_over(fresh) or monotonic() > give_up_at:
                 break
-            await asyncio.sleep(0)
-
-    async def _lay_over(self, fresh: dict[MinuteKey, MinuteBlock]) -> bool:
-        partial = [key for key, block in fresh.items() if block.known.length_ms < DAY_MS]
-        values = await self._read([str(key) for key in partial]) if partial else []
-        if values is None:
-            return False
-        old = dict(zip(partial, values, strict=True))
-        entries: list[tuple[str, bytes]] = []
-        for key, block in fresh.items():
-            if entries:
-                await asyncio.sleep(0)  # Not with one entry: in memory, reading and writing must be one step.
-            there = await self._block(key, old.get(key))
-            merged = there.overlaid(*block) if there else block
-            entries.append((str(key), encode_block(key, merged)))
-        return await self._write([entry for entry in entries if len(entry[1]) <= self._max_value_bytes])
 
     async def get_resampled(
         self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange
     ) -> list[Bar] | None:
         """Read the answer for exactly this range."""
         key = AnswerKey(series_id, revision, timeframe, wanted)
-        values = await self._read([str(key)])
+        value = await self._read(str(key))
         bars = None
-        if values and values[0] is not None:
+        if value is not None:
             try:
-                bars = decode_answer(key, values[0], check_bars=self.distrustful)
+                bars = decode_answer(key, value, check_bars=self.distrustful)
             except UnsoundValueError as exc:
-                await self._reject(str(key), exc)
+                self._rejected += 1
+                await self._drop(str(key), str(exc))
         self._count(found=bars is not None)
         return bars
 
@@ -208,20 +187,7 @@ class BlockCache(Cache):
         key = AnswerKey(series_id, revision, timeframe, wanted)
         value = encode_answer(key, bars)
         if len(value) <= self._max_value_bytes:
-            await self._write([(str(key), value)])
-
-    async def _block(self, key: MinuteKey, value: bytes | None) -> MinuteBlock | None:
-        if value is None:
-            return None
-        try:
-            return decode_block(key, value, check_bars=self.distrustful)
-        except UnsoundValueError as exc:
-            await self._reject(str(key), exc)
-            return None
-
-    async def _reject(self, key: str, why: UnsoundValueError) -> None:
-        self._rejected += 1
-        await self._drop([key], str(why))
+            await self._write(str(key), value)
 
     def _count(self, *, found: bool) -> None:
         self._hits += found
@@ -229,12 +195,15 @@ class BlockCache(Cache):
 
 
 class MemoryCache(BlockCache):
-    """Entries in this process: the least recently used give way where they would take more than `max_bytes`."""
+    """Entries in this process: the least recently used give way where they would take more than `max_bytes`.
+
+    Minutes are kept with their text, so that an answer is put together without a look at a bar.
+    """
 
     distrustful = False
 
-    #: What an entry takes besides its key and its value: the tuple, the numbers, the slots of the ordered dictionary.
-    _OVERHEAD_BYTES = 320
+    #: What an entry takes besides its value: the key, the tuple, the numbers, the slots of the ordered dictionary.
+    _OVERHEAD_BYTES = 480
 
     def __init__(self, *, max_bytes: int, ttl_s: float, clock: Clock, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
         """Bound the cache; an entry is forgotten `ttl_s` after it was last written."""
@@ -242,7 +211,7 @@ class MemoryCache(BlockCache):
         self._max_bytes = max_bytes
         self._ttl_ms = int(ttl_s * 1000)
         self._clock = clock
-        self._entries: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
+        self._entries: OrderedDict[MinuteKey | str, tuple[int, DayBlock | bytes, int]] = OrderedDict()
         self._bytes = 0
 
     async def close(self) -> None:
@@ -257,27 +226,29 @@ class MemoryCache(BlockCache):
         """Counters, and what is held."""
         return CacheStats(self._hits, self._misses, self._rejected, entries=len(self._entries), bytes=self._bytes)
 
-    async def _read(self, keys: Sequence[str]) -> list[bytes | None] | None:
-        return [self._find(key) for key in keys]
+    async def _read_days(self, wanted: Sequence[tuple[MinuteKey, RangeSet]]) -> list[DayBlock | None] | None:
+        return [self._find(key) for key, _ in wanted]  # type: ignore[misc]
 
-    async def _write(self, entries: Sequence[tuple[str, bytes]]) -> bool:
-        expires_ms = self._clock.now_ms() + self._ttl_ms
-        for key, value in entries:
-            self._forget(key)
-            size = self._size(key, value)
-            if size > self._max_bytes:
-                continue
-            self._entries[key] = (expires_ms, value)
-            self._bytes += size
-            while self._bytes > self._max_bytes:
-                self._forget(next(iter(self._entries)))
+    async def _lay_over(self, fresh: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
+        for key, hours in fresh.items():
+            block = self._find(key)
+            if not isinstance(block, DayBlock):
+                block = DayBlock(key.day_ms)
+            for number, newer in hours.items():
+                block.lay(number, newer).write_out()
+            self._put(key, block, block.size)
         return True
 
-    async def _drop(self, keys: Sequence[str], why: str) -> None:  # noqa: ARG002 - it cannot happen in memory
-        for key in keys:
-            self._forget(key)
+    async def _read(self, key: str) -> bytes | None:
+        return self._find(key)  # type: ignore[return-value]
 
-    def _find(self, key: str) -> bytes | None:
+    async def _write(self, key: str, value: bytes) -> None:
+        self._put(key, value, sys.getsizeof(value))
+
+    async def _drop(self, key: str, why: str) -> None:  # noqa: ARG002 - it cannot happen in memory
+        self._forget(key)
+
+    def _find(self, key: MinuteKey | str) -> DayBlock | bytes | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -287,29 +258,33 @@ class MemoryCache(BlockCache):
         self._entries.move_to_end(key)
         return entry[1]
 
-    def _forget(self, key: str) -> None:
+    def _put(self, key: MinuteKey | str, value: DayBlock | bytes, size: int) -> None:
+        self._forget(key)
+        size += self._OVERHEAD_BYTES
+        if size > min(self._max_bytes, self._max_value_bytes + self._OVERHEAD_BYTES):
+            return
+        self._entries[key] = (self._clock.now_ms() + self._ttl_ms, value, size)
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            self._forget(next(iter(self._entries)))
+
+    def _forget(self, key: MinuteKey | str) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self._bytes -= self._size(key, entry[1])
-
-    def _size(self, key: str, value: bytes) -> int:
-        return sys.getsizeof(key) + sys.getsizeof(value) + self._OVERHEAD_BYTES
+            self._bytes -= entry[2]
 
 
-def _by_day(ranges: RangeSet) -> Iterator[tuple[int, RangeSet]]:
-    """The UTC days that the ranges touch, each with its part of them."""
-    current, parts = 0, list[TimeRange]()
-    for start_ms, end_ms in ranges:
-        for day_ms in range(start_ms - start_ms % DAY_MS, end_ms, DAY_MS):
-            if parts and day_ms != current:
-                yield current, RangeSet(parts)
-                parts = []
-            current = day_ms
-            parts.append(TimeRange(max(start_ms, day_ms), min(end_ms, day_ms + DAY_MS)))
-    if parts:
-        yield current, RangeSet(parts)
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
-def _batches(days: Iterator[tuple[int, RangeSet]], size: int) -> Iterator[list[tuple[int, RangeSet]]]:
-    while batch := list(islice(days, size)):
+async def _with_pauses(batches: Iterator[T]) -> AsyncIterator[T]:
+    """The batches; others get their turn in between."""
+    is_first = True
+    for batch in batches:
+        if not is_first:
+            await asyncio.sleep(0)
+        is_first = False
         yield batch

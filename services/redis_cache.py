@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import StrEnum
 from time import monotonic
 from typing import Any, TypeVar
@@ -12,7 +12,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random
 
+from domain.time_range import RangeSet
+from services.cache_codec import MinuteKey, UnsoundValueError, decode_hour, encode_hour
 from services.cache_manager import MAX_VALUE_BYTES, BlockCache, CacheStats, CacheUnavailableError
+from services.day_block import ALL, DayBlock, Hour, touched_hours
 
 log = logging.getLogger(__name__)
 
@@ -124,33 +127,107 @@ class RedisCache(BlockCache):
         """Counters, and the state of the circuit breaker."""
         return CacheStats(self._hits, self._misses, self._rejected, self._errors, state=self._breaker.state.value)
 
-    async def _read(self, keys: Sequence[str]) -> list[bytes | None] | None:
-        names = [self._prefix + key for key in keys]
+    async def _read_days(self, wanted: Sequence[tuple[MinuteKey, RangeSet]]) -> list[DayBlock | None] | None:
+        asked = {key: touched_hours(part) for key, part in wanted}
+        values = await self._hours(asked)
+        return None if values is None else [await self._block(key, asked[key], values[key]) for key, _ in wanted]
 
-        async def read() -> list[bytes | None]:
-            # Keys that hold something other than a string come as None.
-            return _checked(await self._client.mget(names), len(names))
+    async def _lay_over(self, fresh: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
+        partial = {
+            key: numbers
+            for key, hours in fresh.items()
+            if (numbers := [number for number, hour in hours.items() if hour.known != ALL])
+        }
+        values = await self._hours(partial) if partial else {}
+        if values is None:
+            return False
+        merged = {}
+        for key, hours in fresh.items():
+            there = await self._block(key, partial.get(key, ()), values.get(key, ())) or DayBlock(key.day_ms)
+            merged[key] = {number: there.lay(number, newer) for number, newer in hours.items()}
+        return await self._put_hours(merged)
+
+    async def _hours(self, wanted: Mapping[MinuteKey, Sequence[int]]) -> dict[MinuteKey, list[bytes | None]] | None:
+        """Hours by their numbers, each a field of its day's hash."""
+
+        async def read() -> dict[MinuteKey, list[bytes | None]]:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for key, numbers in wanted.items():
+                    pipe.hmget(self._prefix + str(key), list(map(str, numbers)))
+                replies = await pipe.execute(raise_on_error=False)
+            return {key: _fields(reply, len(wanted[key])) for key, reply in zip(wanted, replies, strict=True)}
 
         return await self._ask(read)
 
-    async def _write(self, entries: Sequence[tuple[str, bytes]]) -> bool:
-        if not entries:
-            return True
+    async def _put_hours(self, days: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
+        hashes = {
+            self._prefix + str(key): {str(number): encode_hour(key, number, hour) for number, hour in hours.items()}
+            for key, hours in days.items()
+        }
 
         async def write() -> bool:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for key, value in entries:
-                    pipe.set(self._prefix + key, value, px=self._ttl_ms)
-                await pipe.execute()
+            wrong = await self._set_hashes(hashes)
+            if wrong:
+                await self._client.delete(*wrong)
+                await self._set_hashes({name: hashes[name] for name in wrong})
             return True
 
         return bool(await self._ask(write))
 
-    async def _drop(self, keys: Sequence[str], why: str) -> None:
+    async def _set_hashes(self, hashes: Mapping[str, Mapping[str, bytes]]) -> list[str]:
+        """Set fields; the names that stand for something other than a hash."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            for name, fields in hashes.items():
+                pipe.hset(name, mapping=fields)  # type: ignore[arg-type]
+                pipe.pexpire(name, self._ttl_ms)
+            replies = await pipe.execute(raise_on_error=False)
+        if refusal := next((one for one in replies if isinstance(one, Exception) and not _is_wrong_type(one)), None):
+            raise refusal
+        return [name for name, reply in zip(hashes, replies[::2], strict=True) if _is_wrong_type(reply)]
+
+    async def _block(self, key: MinuteKey, numbers: Sequence[int], values: Sequence[bytes | None]) -> DayBlock | None:
+        """What is sound of a day; None where nothing of it is there."""
+        block = None
+        for number, value in zip(numbers, values, strict=True):
+            if value is None:
+                continue
+            try:
+                hour = decode_hour(key, number, value)
+            except UnsoundValueError as exc:
+                self._rejected += 1
+                await self._drop_hour(key, number, str(exc))
+                continue
+            block = block or DayBlock(key.day_ms)
+            block.lay(number, hour)
+        return block
+
+    async def _drop_hour(self, key: MinuteKey, number: int, why: str) -> None:
         self._complain("unsound", "An entry of the cache is unsound, and is dropped: %s", why)
 
         async def drop() -> int:
-            return int(await self._client.delete(*(self._prefix + key for key in keys)))
+            return int(await self._client.hdel(self._prefix + str(key), str(number)))
+
+        await self._ask(drop)
+
+    async def _read(self, key: str) -> bytes | None:
+        async def read() -> list[bytes | None]:
+            # A key that holds something other than a string comes as None.
+            return _checked(await self._client.mget([self._prefix + key]), 1)
+
+        values = await self._ask(read)
+        return values[0] if values else None
+
+    async def _write(self, key: str, value: bytes) -> None:
+        async def write() -> bool:
+            return bool(await self._client.set(self._prefix + key, value, px=self._ttl_ms))
+
+        await self._ask(write)
+
+    async def _drop(self, key: str, why: str) -> None:
+        self._complain("unsound", "An entry of the cache is unsound, and is dropped: %s", why)
+
+        async def drop() -> int:
+            return int(await self._client.delete(self._prefix + key))
 
         await self._ask(drop)
 
@@ -214,6 +291,17 @@ def _checked(reply: object, count: int) -> list[bytes | None]:
             raise TypeError("not bytes")
         values.append(value)
     return values
+
+
+def _fields(reply: object, count: int) -> list[bytes | None]:
+    """The reply to HMGET; of a key that holds something else there are none."""
+    if isinstance(reply, Exception) and not _is_wrong_type(reply):
+        raise reply
+    return [None] * count if isinstance(reply, Exception) else _checked(reply, count)
+
+
+def _is_wrong_type(reply: object) -> bool:
+    return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")
 
 
 def _words(exc: Exception) -> str:

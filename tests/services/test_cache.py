@@ -8,16 +8,19 @@ from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from uuid import uuid4
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app_extensions.redis_manager import RedisManager
 from domain.bar import Bar, fold, within
+from domain.packed import json_of
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services.cache_codec import MinuteKey
 from services.cache_manager import Cache, CachedBars, MemoryCache
+from services.day_block import DayBlock, Hour
 from services.redis_cache import RedisCache
 from tests.services.redis_server import start_redis, why_unavailable
 from tests.support.clock import ManualClock
@@ -186,7 +189,9 @@ async def test_any_stores_and_gets_equal_a_simple_model(
             found = await cache.get_1m_bars(7, revision, ranges)
             expected = [ts for ts in _stamps(ranges) if ts in model]
             assert list(_stamps(found.known)) == expected
-            assert found.bars == [bar for ts in expected if (bar := model[ts])]
+            bars = [bar for ts in expected if (bar := model[ts])]
+            assert found.bars == bars
+            assert json_of(found.bars) == msgspec.json.encode(bars)
 
 
 def _stamps(ranges: RangeSet) -> Iterator[int]:
@@ -199,7 +204,7 @@ def _stamps(ranges: RangeSet) -> Iterator[int]:
 
 @pytest.fixture
 def memory(clock: ManualClock) -> MemoryCache:
-    return MemoryCache(max_bytes=330_000, ttl_s=60, clock=clock)
+    return MemoryCache(max_bytes=760_000, ttl_s=60, clock=clock)
 
 
 async def _store_days(cache: Cache, first: int, days: int) -> None:
@@ -216,7 +221,7 @@ async def test_memory_stays_within_its_bytes_and_loses_the_least_recently_used(m
     stats = memory.stats()
     assert stats.entries == 4
     assert stats.bytes is not None
-    assert stats.bytes <= 330_000
+    assert stats.bytes <= 760_000
     assert (await memory.get_1m_bars(1, 1, DAY)).known == DAY, "it was used last before the new ones came"
     second = RangeSet.of(START_MS + DAY_MS, START_MS + 2 * DAY_MS)
     assert await memory.get_1m_bars(1, 1, second) == NOTHING
@@ -225,14 +230,26 @@ async def test_memory_stays_within_its_bytes_and_loses_the_least_recently_used(m
 async def test_memory_counts_what_it_really_takes(memory: MemoryCache) -> None:
     for revision in range(50):
         await memory.store_1m_bars(1, revision, [], DAY)
-    held = memory._entries
-    real = sys.getsizeof(held) + sum(
-        sys.getsizeof(key) + sys.getsizeof(entry) + sum(sys.getsizeof(part) for part in entry)
-        for key, entry in held.items()
-    )
+    await _store_days(memory, 0, 2)
+    real = _taken(memory._entries, set())
     counted = memory.stats().bytes
     assert counted is not None
-    assert real <= counted <= 2 * real
+    assert 0.9 * real <= counted <= 1.5 * real
+
+
+def _taken(thing: object, seen: set[int]) -> int:
+    """Bytes of memory that a thing takes with all that only it holds."""
+    if id(thing) in seen or thing is None:
+        return 0
+    seen.add(id(thing))
+    parts: list[object] = []
+    if isinstance(thing, dict):
+        parts = [*thing.keys(), *thing.values()]
+    elif isinstance(thing, list | tuple):
+        parts = list(thing)
+    elif isinstance(thing, DayBlock | Hour):
+        parts = [getattr(thing, name) for name in thing.__slots__]
+    return sys.getsizeof(thing) + sum(_taken(part, seen) for part in parts)
 
 
 async def test_memory_forgets_when_time_is_up(memory: MemoryCache, clock: ManualClock) -> None:
@@ -245,7 +262,7 @@ async def test_memory_forgets_when_time_is_up(memory: MemoryCache, clock: Manual
 
 
 async def test_an_entry_too_large_for_all_of_memory_displaces_nothing(clock: ManualClock) -> None:
-    cache = MemoryCache(max_bytes=20_000, ttl_s=60, clock=clock)
+    cache = MemoryCache(max_bytes=80_000, ttl_s=60, clock=clock)
     await cache.store_1m_bars(1, 1, [], DAY)
     await _store_days(cache, 5, 1)
     assert (await cache.get_1m_bars(1, 1, DAY)).known == DAY
@@ -259,7 +276,7 @@ async def test_stores_at_once_lose_nothing_in_memory(memory: MemoryCache) -> Non
 
 
 async def test_reading_a_long_range_lets_others_run_in_between(memory: MemoryCache) -> None:
-    await _store_days(memory, 0, 4)
+    await memory.store_1m_bars(1, 1, [], RangeSet.of(START_MS, START_MS + 40 * DAY_MS))
     turns = 0
 
     async def count_turns() -> None:
@@ -269,7 +286,7 @@ async def test_reading_a_long_range_lets_others_run_in_between(memory: MemoryCac
             await asyncio.sleep(0)
 
     other = asyncio.create_task(count_turns())
-    await memory.get_1m_bars(1, 1, RangeSet.of(START_MS, START_MS + 4 * DAY_MS))
+    await memory.get_1m_bars(1, 1, RangeSet.of(START_MS, START_MS + 40 * DAY_MS))
     other.cancel()
     assert turns >= 4
 
@@ -281,4 +298,4 @@ async def test_closing_gives_the_memory_back(memory: MemoryCache) -> None:
 
 
 def test_a_key_names_the_version_the_series_the_revision_and_the_day() -> None:
-    assert str(MinuteKey(3, 9, START_MS)) == f"1:m:3:9:{START_MS // DAY_MS}"
+    assert str(MinuteKey(3, 9, START_MS)) == f"2:m:3:9:{START_MS // DAY_MS}"

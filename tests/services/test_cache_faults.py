@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from app_extensions.redis_manager import RedisManager
-from domain.bar import fold
+from domain.bar import fold, within
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
+from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services.cache_codec import MinuteKey
 from services.cache_manager import CachedBars, CacheUnavailableError
 from services.redis_cache import BreakerState, CircuitBreaker, RedisCache
@@ -305,17 +305,24 @@ async def test_a_spoilt_entry_is_a_miss_and_is_deleted(server: RedisServer) -> N
     rng = random.Random(3)
     async with patient(server.url) as (cache, manager):
         await use(cache)
-        for name in [key.decode() for key in await manager.client.keys()]:
-            good = await manager.client.get(name)
-            place = rng.randrange(len(good))
-            for bad in (b"", b"rubbish", good[:-1], good[:9], good + b"x", good[:place] + b"\xff\xfe" + good[place:]):
-                await manager.client.set(name, bad)
-                await _get(cache)
-                await _get_folded(cache)
-                assert await manager.client.exists(name) == 0
-            await use(cache)
+        client = manager.client
+        answer = next(key.decode() for key in await client.keys() if key.decode() != block_name())
+        for bad in _spoilt(rng, await client.get(answer)):
+            await client.set(answer, bad)
+            await _get_folded(cache)
+            assert await client.exists(answer) == 0
+        for bad in _spoilt(rng, await client.hget(block_name(), "7")):
+            await client.hset(block_name(), "7", bad)
+            seven = TimeRange(START_MS + 7 * HOUR_MS, START_MS + 8 * HOUR_MS)
+            assert (await cache.get_1m_bars(1, 1, DAY)).known == DAY - RangeSet((seven,))
+            assert not await client.hexists(block_name(), "7")
         assert cache.stats().rejected == 12
         assert await works(cache)
+
+
+def _spoilt(rng: random.Random, good: bytes) -> list[bytes]:
+    place = rng.randrange(len(good))
+    return [b"", b"rubbish", good[:-1], good[:9], good + b"x", good[:place] + b"\xff\xfe" + good[place:]]
 
 
 async def test_another_entry_copied_in_is_a_miss(server: RedisServer) -> None:
@@ -326,12 +333,12 @@ async def test_another_entry_copied_in_is_a_miss(server: RedisServer) -> None:
         assert await cache.get_1m_bars(2, 1, DAY) == NOTHING
         two_days = RangeSet.of(START_MS, START_MS + 2 * DAY_MS)
         assert await cache.get_1m_bars(1, 1, two_days) == CachedBars(BARS, DAY)
-        assert cache.stats().rejected == 2
+        assert cache.stats().rejected == 48, "every hour of both"
 
 
 async def test_storing_over_a_spoilt_entry_mends_it(server: RedisServer) -> None:
     async with patient(server.url) as (cache, manager):
-        await manager.client.set(block_name(), b"rubbish")
+        await manager.client.hset(block_name(), "0", b"rubbish")
         hour = RangeSet.of(START_MS, START_MS + HOUR_MS)
         await cache.store_1m_bars(1, 1, [], hour)
         assert await cache.get_1m_bars(1, 1, DAY) == CachedBars([], hour)
@@ -339,9 +346,30 @@ async def test_storing_over_a_spoilt_entry_mends_it(server: RedisServer) -> None
 
 async def test_keys_of_another_type_are_a_miss_and_overwritten(server: RedisServer) -> None:
     async with patient(server.url) as (cache, manager):
-        await manager.client.rpush(block_name(), "a", "list")
-        assert await cache.get_1m_bars(1, 1, DAY) == NOTHING
+        for part in (DAY, RangeSet.of(START_MS, START_MS + HOUR_MS + MINUTE_MS)):
+            await manager.client.delete(block_name())
+            await manager.client.rpush(block_name(), "a", "list")
+            assert await cache.get_1m_bars(1, 1, DAY) == NOTHING
+            await cache.store_1m_bars(1, 1, BARS, part)
+            assert await cache.get_1m_bars(1, 1, DAY) == CachedBars(within(BARS, part), part)
+        assert 0 < await manager.client.pttl(block_name()) <= 60_000
         assert await works(cache)
+
+
+async def test_only_the_hours_that_are_wanted_are_read_and_only_those_that_are_new_are_written(
+    server: RedisServer,
+) -> None:
+    async with patient(server.url) as (cache, manager):
+        await use(cache)
+        before = await manager.client.hgetall(block_name())
+        minute = RangeSet.of(START_MS + 5 * HOUR_MS, START_MS + 5 * HOUR_MS + MINUTE_MS)
+        await manager.client.hset(block_name(), "6", b"rubbish")
+        newer = random_minutes(9, 1, start_ms=START_MS + 5 * HOUR_MS, holes=0)
+        await cache.store_1m_bars(1, 1, newer, minute)
+        assert (await cache.get_1m_bars(1, 1, minute)).bars == newer
+        after = await manager.client.hgetall(block_name())
+        assert {field for field in before if after[field] != before[field]} == {b"5", b"6"}
+        assert cache.stats().rejected == 0, "nobody looked at the sixth hour"
 
 
 async def test_entries_expire(server: RedisServer) -> None:
