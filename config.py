@@ -50,6 +50,9 @@ class BaseConfig:
 
     host: Annotated[str, kinds.host("Address that the server listens on")] = "127.0.0.1"
     port: _Port = 8000
+    server: Annotated[
+        str, kinds.web_server("Web server: `hypercorn`, or `uvicorn`, which is faster and has to be installed besides")
+    ] = "hypercorn"
     data_dir: Annotated[
         Path, kinds.folder("Folder of the embedded database and other files; empty: `data` in the current folder")
     ] = field(default_factory=lambda: Path("data").absolute())

@@ -4,7 +4,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,23 @@ def choice(doc: str, *names: str, fold: Callable[[str], str] = str.lower) -> Set
             raise ValueError(f"{value!r} is unknown; use one of {', '.join(names)}")
 
     return Setting(doc, fold, check)
+
+
+def web_server(doc: str) -> Setting:
+    """The name of a web server, which must be installed."""
+    known = choice(doc, "hypercorn", "uvicorn")
+
+    def check(name: str) -> None:
+        known.check(name)
+        needed = ("uvicorn", "httptools") if name == "uvicorn" else ()
+        missing = [package for package in needed if find_spec(package) is None]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)} cannot be found; install candlery[uvicorn] "
+                "(.venv/bin/pip install -c constraints.txt -e '.[uvicorn]'), or use hypercorn"
+            )
+
+    return replace(known, check=check)
 
 
 def url(doc: str, *schemes: str, may_be_empty: bool = False) -> Setting:

@@ -8,16 +8,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any, TypeVar
 
-from hypercorn.asyncio import serve as serve_hypercorn
-from hypercorn.config import Config as HypercornConfig
-
 from app import create_app
-from app_extensions import websocket_protocol
-from app_extensions.logging_setup import route_hypercorn
+from app_extensions.serving.port import App, serve_asgi
 from app_extensions.wiring import Services, running_services
 from blueprints.context import STOPPING, STREAM
 from config import BaseConfig
@@ -34,10 +30,6 @@ FORCE_AFTER_S = 0.8
 USER_TIMEOUT_MS = 30_000
 #: The kernel holds so much for a client that reads slowly, and not megabytes: what is too old is known here.
 NOTSENT_BYTES = 128 << 10
-KEEP_ALIVE_S = 75
-#: For the request line and headers: a page token for many symbols is long.
-MAX_HEAD_BYTES = 64 << 10
-BACKLOG = 512
 
 
 class PortInUseError(CandleryError):
@@ -47,7 +39,7 @@ class PortInUseError(CandleryError):
 class InFlight:
     """An ASGI application that knows the tasks of its requests, so that those still running can be ended."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], ready: Callable[[], None]) -> None:
+    def __init__(self, app: App, ready: Callable[[], None]) -> None:
         """Take the application proper, and what is to be called once it serves."""
         self._app = app
         self._ready = ready
@@ -195,12 +187,10 @@ async def serve_app(
     web.extensions[STOPPING] = stop
     app = InFlight(web, ready=lambda: _announce(address))
     grace_s = max(0.0, config.shutdown_timeout_s - CLOSING_S)
-    settings = _settings(listening, grace_s)
-    settings.websocket_max_message_size = config.stream_message_bytes
-    websocket_protocol.install()
-    serving = asyncio.create_task(
-        serve_hypercorn(app, settings, shutdown_trigger=stop.wait, mode="asgi"), name="http server"
+    running = serve_asgi(
+        app, listening, stop, server=config.server, grace_s=grace_s, message_bytes=config.stream_message_bytes
     )
+    serving = asyncio.create_task(running, name="http server")
     stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
     asyncio.get_running_loop().set_exception_handler(_but_lost_connections)
     try:
@@ -233,21 +223,6 @@ def _but_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, An
         log.info("a connection was lost: %s", exc)
     else:
         loop.default_exception_handler(context)
-
-
-def _settings(listening: Sequence[socket.socket], grace_s: float) -> HypercornConfig:
-    settings = HypercornConfig()
-    for sock in listening:
-        sock.listen(BACKLOG)
-    # The server closes what it is given, so it is given the sockets for good.
-    settings.bind = [f"fd://{sock.detach()}" for sock in listening]
-    settings.backlog = BACKLOG
-    settings.graceful_timeout = grace_s + CLOSING_S / 4
-    settings.keep_alive_timeout = KEEP_ALIVE_S
-    settings.h11_max_incomplete_size = MAX_HEAD_BYTES
-    settings.include_server_header = False
-    route_hypercorn(settings)
-    return settings
 
 
 def _announce(address: str) -> None:

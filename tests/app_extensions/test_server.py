@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 
 from app_extensions import server
+from tests.support.servers import chosen_server, each_server  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("each_server")
 
 ROOT = Path(__file__).resolve().parents[2]
 #: From the signal to the end of the process.
@@ -25,6 +28,7 @@ MOST_S = 5.0
 SCRIPT = """
 import asyncio, os, signal, sys, time
 import app_extensions.server as server
+from app_extensions import event_loop
 from app_extensions.logging_setup import configure_logging
 from config import load_config
 from domain.errors import CandleryError
@@ -59,7 +63,7 @@ server.create_app = create_app
 config = load_config(env_file=None)
 configure_logging("INFO", "text")
 try:
-    sys.exit(asyncio.run(server.serve(config)))
+    sys.exit(event_loop.run(server.serve(config)))
 except CandleryError as exc:
     sys.exit(f"candlery: {exc}")
 """
@@ -133,6 +137,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
     async def begin(*command: str, **settings: object) -> Child:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CANDLERY_")}
+        environ["CANDLERY_SERVER"] = chosen_server()
         environ |= {f"CANDLERY_{name.upper()}": str(value) for name, value in settings.items()}
         environ |= {"CANDLERY_PORT": environ.get("CANDLERY_PORT", "0"), "PYTHONPATH": str(ROOT)}
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

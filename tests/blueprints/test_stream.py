@@ -16,7 +16,10 @@ from domain.time_range import TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import NetworkPluginError, RateLimitPluginError
 from services.live import BarState, FeedState, GapEvent, LiveEvent, LiveQuery, StatusEvent
+from tests.support.servers import each_server  # noqa: F401
 from tests.support.streaming import SERIES, Socket, StreamServer, a_bar, connected, serving, until
+
+pytestmark = pytest.mark.usefixtures("each_server")
 
 
 @pytest.fixture

@@ -17,7 +17,10 @@ from blueprints.stream_hub import OPENINGS, Leave
 from domain.bar import Bar
 from services.live import BarState
 from tests.support.raw_socket import BINARY, CLOSE, PING, PONG, TEXT, RawSocket, frame, raw_socket
+from tests.support.servers import chosen_server, each_server  # noqa: F401
 from tests.support.streaming import SERIES, StreamServer, a_bar, connected, serving, until
+
+pytestmark = pytest.mark.usefixtures("each_server")
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_MB = 100
@@ -287,7 +290,7 @@ async def child() -> AsyncIterator[Child]:
         pytest.skip("only where there is /proc")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "tests.support.stream_child", json.dumps({"stream_queue_items": 2_000})),
+        *("-m", "tests.support.stream_child", json.dumps({"stream_queue_items": 2_000, "server": chosen_server()})),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.support.servers import chosen_server
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MARKET = ("--market", "demo", "--provider", "sim")
 DEMO = (*DEMO_MARKET, "--symbol", "DEMO/USD")
@@ -19,7 +21,8 @@ END_S = 30
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("CANDLERY_")}
-    return {**plain, "CANDLERY_DATA_DIR": str(folder), "CANDLERY_PORT": "0", "COLUMNS": "200", **extra}
+    ours = {"CANDLERY_DATA_DIR": str(folder), "CANDLERY_PORT": "0", "CANDLERY_SERVER": chosen_server()}
+    return {**plain, **ours, "COLUMNS": "200", **extra}
 
 
 def command(*args: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from tests.loopback.alpaca_stream import AlpacaStreamLoopback
 from tests.loopback.binance import BinanceLoopback
 from tests.loopback.exchange import forming
 from tests.support.fleet_child import FileClock
+from tests.support.servers import chosen_server
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 60.0
@@ -87,7 +88,7 @@ class Fleet:
     async def _launch(self, name: str) -> Member:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("CANDLERY_")}
         environ |= {f"CANDLERY_{key.upper()}": value for key, value in self._settings.items()}
-        environ |= {"CANDLERY_PORT": "0", "PYTHONPATH": str(ROOT)}
+        environ |= {"CANDLERY_PORT": "0", "CANDLERY_SERVER": chosen_server(), "PYTHONPATH": str(ROOT)}
         path = self._folder / f"{name}.log"
         with path.open("wb") as log:
             process = await asyncio.create_subprocess_exec(

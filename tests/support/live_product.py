@@ -36,6 +36,7 @@ from services.subscription_service import SeriesOverview
 from services.subscription_worker import SubscriptionWorker
 from services.upstream import WorkerTiming
 from tests.support.live_client import LiveClient
+from tests.support.servers import chosen_server
 from tests.support.streaming import answers
 
 PATIENCE_S = 20.0
@@ -115,6 +116,7 @@ async def live_product(database_url: str, clock: Clock, **settings: str) -> Asyn
     environ = {
         "CANDLERY_ENV": "testing",
         "CANDLERY_DATABASE_URL": database_url,
+        "CANDLERY_SERVER": chosen_server(),
         "CANDLERY_PROVIDER_TIMEOUT_S": "2",
         **{f"CANDLERY_{name.upper()}": value for name, value in settings.items()},
     }

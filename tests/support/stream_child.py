@@ -12,7 +12,7 @@ import time
 
 from quart import Quart
 
-from app_extensions import server
+from app_extensions import event_loop, server
 from domain.bar import Bar
 from tests.fakes import FakeServices
 from tests.support.streaming import FakeSubscriptions, a_bar
@@ -58,4 +58,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    event_loop.run(main())

@@ -27,6 +27,7 @@ from services.live import (
 )
 from services.subscription_service import SeriesOverview
 from tests.fakes import FakeServices
+from tests.support.servers import chosen_server
 
 SERIES = {"market": "test", "provider": "fake", "symbol": "BTC/USDT"}
 ANSWER_S = 20
@@ -119,7 +120,7 @@ class StreamServer:
 @asynccontextmanager
 async def serving(*, heartbeat_s: float | None = None, **settings: Any) -> AsyncIterator[StreamServer]:
     """The product's own server on fakes."""
-    services = FakeServices(**settings)
+    services = FakeServices(**{"server": chosen_server()} | settings)
     services.subscriptions = FakeSubscriptions()  # type: ignore[attr-defined]
     found: list[StreamHub] = []
     make = server.create_app

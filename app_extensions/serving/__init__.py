@@ -1,0 +1,1 @@
+"""The web servers that Candlery can run on, behind one port; see `port.Server`."""
