@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domain.timeframe import DAY_MS
 from services.bar_file_layout import FIELDS, BarFileError, layout_of_names
-from services.bar_file_rows import RowBlock, Rows
-from services.bar_file_times import TimeReader, epoch_reader
+from services.bar_file_rows import ColumnBlock, RowBlock, Rows
+from services.bar_file_times import EpochReader, TimeReader
 
 PARQUET, FEATHER, FEATHER_1 = b"PAR1", b"ARROW1", b"FEA1"
 BLOCK_ROWS = 8_192
@@ -112,9 +113,9 @@ def _known_times(kind: Any) -> TimeReader | None:
     import pyarrow as pa  # noqa: PLC0415
 
     if pa.types.is_timestamp(kind):
-        return epoch_reader(UNITS[kind.unit], exact=True)  # stored in UTC; without a zone taken for UTC
+        return EpochReader(UNITS[kind.unit], exact=True)  # stored in UTC; without a zone taken for UTC
     if pa.types.is_date64(kind):
-        return epoch_reader("milliseconds", exact=True)
+        return EpochReader("milliseconds", exact=True)
     if pa.types.is_date32(kind):
         return _days_to_ms
     return None
@@ -149,9 +150,34 @@ def _times(column: Any) -> list[Any]:
     return cells
 
 
-def _blocks(table: _Table, names: list[str], skip_rows: int, size: int) -> Iterator[RowBlock]:
+def _blocks(table: _Table, names: list[str], skip_rows: int, size: int) -> Iterator[RowBlock | ColumnBlock]:
     with _damage_told():
-        for first, batch, share in table.batches(names, skip_rows):
-            times, *others = (batch.column(name) for name in names)
-            rows = zip(_times(times), *(column.to_pylist() for column in others), strict=True)
-            yield RowBlock(list(enumerate(rows, first + 1))[max(0, skip_rows - first) :], round(size * share))
+        for number, whole, share in table.batches(names, skip_rows):
+            skip = min(max(0, skip_rows - number), whole.num_rows)
+            rest = whole.slice(skip)
+            read = partial(_as_rows, rest, names, number + skip, round(size * share))
+            columns = _as_numbers(rest, names)
+            yield read() if columns is None else ColumnBlock(columns, round(size * share), read)
+
+
+def _as_rows(batch: Any, names: list[str], number: int, bytes_done: int) -> RowBlock:
+    """The rows after the first `number` of the file."""
+    times, *others = (batch.column(name) for name in names)
+    rows = zip(_times(times), *(column.to_pylist() for column in others), strict=True)
+    return RowBlock(list(enumerate(rows, number + 1)), bytes_done)
+
+
+def _as_numbers(batch: Any, names: list[str]) -> tuple[Any, ...] | None:
+    """The columns as arrays; None where one has empty places or is not of plain numbers."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    times, *others = (batch.column(name) for name in names)
+    if any(column.null_count for column in (times, *others)):
+        return None
+    if pa.types.is_timestamp(times.type) or pa.types.is_date64(times.type):
+        times = times.cast(pa.int64())
+    plain = (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) for column in others)
+    if not pa.types.is_signed_integer(times.type) or not all(plain):
+        return None
+    numbers = (column.to_numpy(zero_copy_only=False).astype("float64", copy=False) for column in others)
+    return times.to_numpy(zero_copy_only=False).astype("int64", copy=False), *numbers

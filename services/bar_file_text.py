@@ -7,17 +7,21 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from services.bar_file_layout import WANTED, BarFileError, is_header, layout_of_names, layout_of_width
-from services.bar_file_rows import RowBlock, Rows, shown
+from services.bar_file_layout import WANTED, BarFileError, Layout, is_header, layout_of_names, layout_of_width
+from services.bar_file_numbers import numbers_in
+from services.bar_file_rows import ColumnBlock, RowBlock, Rows, shown
 
 BLOCK_BYTES = 1 << 18
 # A line of bars has some hundred bytes. What exceeds this is no line of bars, and is not kept in memory.
 LINE_BYTES = 1 << 16
 SAMPLES = 1_000
+#: From this block on it is worth to have blocks of plain numbers read at once.
+PLAIN_FROM_BLOCK = 2
 DELIMITERS = ",;\t|"
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -96,7 +100,7 @@ def _read(stream: IO[bytes]) -> bytes:
 
 
 class _Lines:
-    """Blocks of whole lines, without their ends. A line that is too long becomes an empty one, and is remembered."""
+    """Blocks of whole lines. A line that is too long becomes an empty one, and is remembered."""
 
     def __init__(self, source: _Source) -> None:
         self._source = source
@@ -118,26 +122,34 @@ class _Lines:
         self.done = min(self._source.file.tell(), self._source.total)
         return block
 
-    def __iter__(self) -> Iterator[list[str]]:
+    def __iter__(self) -> Iterator[bytes]:
         block = self.first
         while block:
-            if lines := self._split(block):
+            if (lines := self._complete(block)) is not None:
                 yield lines
             block = self._read()
         if self._rest or self._dropping:
             self.too_long = {0} if self._dropping else set()
-            yield [self._rest.decode("utf-8", "replace")]
+            yield self._rest
 
-    def _split(self, block: bytes) -> list[str]:
-        """The lines that the block completes."""
+    def count(self, lines: bytes) -> int:
+        """How many lines these are."""
+        return lines.count(self._end) + 1
+
+    def cut(self, lines: bytes) -> list[str]:
+        """Lines that were given, one by one."""
+        return lines.decode("utf-8", "replace").split(self._end.decode())
+
+    def _complete(self, block: bytes) -> bytes | None:
+        """The lines that the block completes, the last one without its end; None where there are none."""
         whole, end, rest = block.rpartition(self._end)
         self.too_long = set()
         if not end:
             self._keep(self._rest + rest)
-            return []
-        lines = (self._rest + whole).decode("utf-8", "replace").split(self._end.decode())
+            return None
+        lines = self._rest + whole
         if self._dropping:
-            lines[0] = ""
+            lines = b"".join(lines.partition(self._end)[1:])
             self.too_long.add(0)
         self._rest, self._dropping = b"", False
         self._keep(rest)
@@ -167,8 +179,8 @@ def _refuse_what_is_no_table(start: bytes) -> None:
 def _rows(source: _Source, skip_rows: int) -> Rows:
     lines = _Lines(source)
     blocks = iter(lines)
-    block = next(blocks, [])
-    meaning = [line for line in block if _is_row(line)][:SAMPLES]
+    block = next(blocks, b"")
+    meaning = [line for line in lines.cut(block) if _is_row(line)][:SAMPLES]
     if not meaning:
         raise BarFileError(f"the file begins with nothing but comments; needed: {WANTED}")
     first = meaning[0]
@@ -178,7 +190,7 @@ def _rows(source: _Source, skip_rows: int) -> Rows:
     layout = layout_of_names(header) if named else layout_of_width(header)
     cells = (split(line, delimiter) for line in meaning[1 if named else 0 :])
     samples = [row[layout.columns[0]] for row in cells if len(row) > layout.columns[0]]
-    table = _Table(lines, delimiter, layout.width, first if named else None)
+    table = _Table(lines, delimiter, layout, first if named else None)
     return Rows(layout.columns, samples, table.blocks(chain([block], blocks), skip_rows), None, source.total)
 
 
@@ -194,26 +206,36 @@ def split(line: str, delimiter: str) -> list[str]:
 class _Table:
     """Cuts lines into cells, and counts."""
 
-    def __init__(self, lines: _Lines, delimiter: str, width: int, header: str | None) -> None:
+    def __init__(self, lines: _Lines, delimiter: str, layout: Layout, header: str | None) -> None:
         self._lines = lines
         self._delimiter = delimiter
-        self._width = width
+        self._columns = layout.columns
+        self._width = layout.width
         self._header = header
 
-    def blocks(self, blocks: Iterable[list[str]], skip_rows: int) -> Iterator[RowBlock]:
+    def blocks(self, blocks: Iterable[bytes], skip_rows: int) -> Iterator[RowBlock | ColumnBlock]:
         """The rows of the lines after the first `skip_rows`; a line's number is its place in the file, from 1."""
         number = 1
-        for block in blocks:
-            rows = self._cells(block, number)
-            yield RowBlock(rows[skip_rows:] if skip_rows else rows, self._lines.done)
-            skip_rows = max(0, skip_rows - len(rows))
-            number += len(block)
+        for place, block in enumerate(blocks):
+            read = partial(self._rows, block, number, self._lines.too_long, self._lines.done)
+            columns = None
+            if place >= PLAIN_FROM_BLOCK and not skip_rows:
+                columns = numbers_in(block, self._delimiter, self._width, self._columns)
+            if columns is not None:
+                yield ColumnBlock(columns, self._lines.done, read)
+            else:
+                rows, done = read()
+                yield RowBlock(rows[skip_rows:] if skip_rows else rows, done)
+                skip_rows = max(0, skip_rows - len(rows))
+            number += self._lines.count(block)
 
-    def _cells(self, block: list[str], number: int) -> list[tuple[int, Sequence[str] | str]]:
+    def _rows(self, block: bytes, number: int, too_long: set[int], bytes_done: int) -> RowBlock:
+        return RowBlock(self._cells(self._lines.cut(block), number, too_long), bytes_done)
+
+    def _cells(self, block: list[str], number: int, too_long: set[int]) -> list[tuple[int, Sequence[str] | str]]:
         """The lines' numbers and cells; of a row that cannot be cut, what is wrong with it."""
         delimiter, width = self._delimiter, self._width
         rows: list[tuple[int, Sequence[str] | str]] = []
-        too_long = self._lines.too_long
         for line_number, line in enumerate(block, number):
             cells: Sequence[str] | str = line.split(delimiter)
             if len(cells) != width or '"' in line or line[0] == "#" or line == self._header:

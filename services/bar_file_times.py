@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from domain.timeframe import DAY_MS, HOUR_MS
@@ -45,11 +46,11 @@ def detect(samples: Iterable[object]) -> TimeReader:
         else:
             kinds[kind] += 1
     if not kinds and odd == "":
-        return epoch_reader("milliseconds")  # there is no row at all, or none with a time: nothing to go by
+        return EpochReader("milliseconds")  # there is no row at all, or none with a time: nothing to go by
     if not kinds:
         raise BarFileError(f"times like {str(odd)[:40]!r} are not understood; use epoch milliseconds or ISO-8601")
     (kind, _), *_ = kinds.most_common(1)
-    return {"iso": read_iso, "date": read_date}.get(kind) or epoch_reader(kind)
+    return {"iso": read_iso, "date": read_date}.get(kind) or EpochReader(kind)
 
 
 def _kind(cell: object) -> str | None:
@@ -66,29 +67,41 @@ def _kind(cell: object) -> str | None:
     return next((unit for unit, (_, _, numbers) in UNITS.items() if number < numbers.stop), None)
 
 
-def epoch_reader(unit: str, *, exact: bool = False) -> TimeReader:
+class EpochReader:
     """Reads epoch times of one unit.
 
     Numbers of another unit's magnitude are refused, unless the unit is known for certain (`exact`).
     """
-    factor, divisor, numbers = UNITS[unit]
 
-    def read(cell: object) -> int:
+    def __init__(self, unit: str, *, exact: bool = False) -> None:
+        """Take the unit's name."""
+        self._unit = unit
+        self._exact = exact
+        self._factor, self._divisor, self._numbers = UNITS[unit]
+
+    def __call__(self, cell: object) -> int:
+        """See `TimeReader`."""
         try:
             number = int(cell)  # type: ignore[call-overload] # the errors are caught
             whole = not isinstance(cell, float) or cell == number
         except (TypeError, ValueError, OverflowError):
             whole = False
         if not whole:
-            return _read_fraction(cell, unit)
-        if number not in numbers and not exact:
-            _check_magnitude(number, unit)
-        ms, rest = divmod(number * factor, divisor)
+            return _read_fraction(cell, self._unit)
+        if number not in self._numbers and not self._exact:
+            _check_magnitude(number, self._unit)
+        ms, rest = divmod(number * self._factor, self._divisor)
         if rest:
             raise ValueError(f"time {cell} is not a whole number of milliseconds")
         return int(ms)
 
-    return read
+    def read_all(self, column: Any) -> Any:
+        """An array of whole numbers at once; None where one is not a time of today's magnitude."""
+        numbers = self._numbers
+        if column.min() < numbers.start or column.max() >= numbers.stop:
+            return None
+        ms = column * self._factor
+        return None if (ms % self._divisor).any() else ms // self._divisor
 
 
 def _read_fraction(cell: object, unit: str) -> int:

@@ -6,10 +6,11 @@ table of bars at all is refused as a whole, with words on what was found and wha
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from domain.bar import Bar
+from domain.packed import PackedBars
 from domain.timeframe import DAY_MS, Timeframe
 from services.bar_file_columns import is_columnar, open_columns
 from services.bar_file_layout import BarFileError
@@ -22,11 +23,11 @@ __all__ = ["BadRow", "BarBatch", "BarFileError", "read_bars"]
 HEAD_BYTES = 8
 
 
-class BarBatch(NamedTuple):
+class BarBatch:
     """Some of a file's bars.
 
     Attributes:
-        bars: good bars, ascending, one a `ts`.
+        found: good bars, ascending, one a `ts`; packed where that came of itself.
         bad: the rows between them that are no bars.
         position: rows read so far, good and bad, from the file's beginning; `skip_rows` resumes there.
         total_rows: how many rows there are, where the file says.
@@ -34,12 +35,28 @@ class BarBatch(NamedTuple):
         bytes_total: the file's size.
     """
 
-    bars: list[Bar]
-    bad: list[BadRow]
-    position: int
-    total_rows: int | None
-    bytes_done: int
-    bytes_total: int
+    def __init__(
+        self,
+        found: list[Bar] | PackedBars,
+        bad: list[BadRow],
+        position: int,
+        total_rows: int | None,
+        *,
+        bytes_done: int,
+        bytes_total: int,
+    ) -> None:
+        """Take all of it."""
+        self.found = found
+        self.bad = bad
+        self.position = position
+        self.total_rows = total_rows
+        self.bytes_done = bytes_done
+        self.bytes_total = bytes_total
+
+    @cached_property
+    def bars(self) -> list[Bar]:
+        """The good bars."""
+        return self.found if isinstance(self.found, list) else list(self.found)
 
 
 def read_bars(
@@ -76,9 +93,7 @@ def _batches(
 ) -> Iterator[BarBatch]:
     to_ms = _times(rows, by_date=session_dates and timeframe.nominal_ms >= DAY_MS)
     converter = Converter(rows.columns, to_ms, timeframe)
-    bars: list[Bar] = []
-    bad: list[BadRow] = []
-    pending = done = 0
+    done = 0
     broken: BarFileError | None = None
     blocks = iter(rows.blocks)
     while True:
@@ -87,16 +102,15 @@ def _batches(
         except BarFileError as error:
             block, broken = None, error
         if block is not None:
-            converter.convert(block.rows, bars, bad)
-            pending, done = pending + len(block.rows), block.bytes_done
+            converter.convert(block)
+            done = block.bytes_done
         elif broken is None:
             done = rows.total_bytes  # whatever follows the rows, as an archive's table of contents does
-        if pending and (block is None or pending >= batch_rows):
-            position += pending
-            bars.sort(key=lambda bar: bar.ts)
-            yield BarBatch(bars, bad, position, rows.total_rows, done, rows.total_bytes)
-            bars, bad, pending = [], [], 0
-            converter.next_batch()
+        if converter.rows and (block is None or converter.rows >= batch_rows):
+            position += converter.rows
+            yield BarBatch(
+                *converter.take_batch(), position, rows.total_rows, bytes_done=done, bytes_total=rows.total_bytes
+            )
         if broken is not None:
             raise broken
         if block is None:

@@ -14,6 +14,7 @@ from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import MINUTE_MS, Timeframe
 from services.coverage import CoverageLedger, Knowledge
 from services.database import Connection, Database
+from services.revisions import Revisions, Stamp
 from services.rollups import Rollups, minutes_in, stored_for, table_of
 from services.sql import bucket_of, load_queries
 
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 ROWS_PER_STATEMENT = 5_000
 #: From so many bars on it is worth to look whether their stretch is untouched yet, and to copy them in.
 COPY_FROM = 50
+#: Packed rows in one COPY.
+ROWS_PER_COPY = 20_000
+#: Series that are remembered; beyond that, all are forgotten and begun with anew.
+MOST_REMEMBERED = 20_000
 _COLUMNS = ("series_id", "ts", "open", "high", "low", "close", "volume")
 
 
@@ -33,11 +38,18 @@ class StoredSeries(NamedTuple):
         id: its number.
         revision: grows when something already known may have changed.
         calendar: the exchange calendar it keeps; None: around the clock.
+        era: of the `Revisions` when it was read.
     """
 
     id: int
     revision: int
     calendar: str | None
+    era: int = -1
+
+    @property
+    def stamp(self) -> Stamp:
+        """What is read of it is read under this."""
+        return Stamp(self.id, self.revision, self.era)
 
 
 class Folded(NamedTuple):
@@ -87,8 +99,17 @@ class Findings(TypedDict):
 class BarStore:
     """Bars, series and what is known of them."""
 
-    def __init__(self, database: Database, ledger: CoverageLedger, rollups: Rollups, clock: Clock) -> None:
-        """Take the parts; do no I/O."""
+    def __init__(
+        self,
+        database: Database,
+        ledger: CoverageLedger,
+        rollups: Rollups,
+        clock: Clock,
+        revisions: Revisions | None = None,
+    ) -> None:
+        """Take the parts; do no I/O. Without `revisions` that hear of changes, nothing is remembered."""
+        self.revisions = revisions or Revisions()
+        self._remembered: dict[Series, StoredSeries] = {}
         self.database = database
         self.ledger = ledger
         self.rollups = rollups
@@ -101,11 +122,25 @@ class BarStore:
         #: Rows inserted or altered by this process, and how many of them were altered.
         self.bars_written = self.bars_revised = 0
 
-    async def find_series(self, series: Series) -> StoredSeries | None:
-        """The stored series, or None where nothing was ever asked of it."""
+    async def find_series(self, series: Series, *, from_memory: bool = False) -> StoredSeries | None:
+        """The stored series, or None where nothing was ever asked of it.
+
+        `from_memory`: as it was read before will do, where no change was heard of since; another process's change is
+        heard of within moments.
+        """
+        known = self._remembered.get(series) if from_memory else None
+        if known is not None and self.revisions.holds(known.stamp):
+            return known
+        era = self.revisions.era
         async with self.database.connection() as db:
             row = await db.fetchrow(self._series_sql["find"], *series)
-        return StoredSeries(*row) if row else None
+        if row is None:
+            return None
+        found = StoredSeries(row["id"], row["revision"], row["calendar"], era)
+        if len(self._remembered) >= MOST_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[series] = found
+        return found
 
     async def ensure_series(
         self, series: Series, *, calendar: str | None = None, listed_ms: int | None = None
@@ -144,7 +179,7 @@ class BarStore:
         """`record` inside a transaction of the caller's, who must call `count()` and `settle()` after the commit."""
         await db.fetchval(self._series_sql["lock"], series_id)
         if answered.span and await self.ledger.touches_known(db, series_id, answered.span):
-            await db.execute(self._series_sql["bump"], series_id)
+            self.revisions.expect(series_id, await db.fetchval(self._series_sql["bump"], series_id))
         written = await self._write(db, series_id, timeframe, bars)
         now_ms = self._clock.now_ms()
         await self.ledger.answered(
@@ -273,14 +308,25 @@ class BarStore:
         await self.rollups.writing(db)
         span = TimeRange(bars[0].ts, Timeframe.M1.next(bars[-1].ts))
         if len(bars) >= COPY_FROM and await db.fetchval(self._sql["may_copy"], series_id, *span):
-            rows = [(series_id, b.ts, b.open, b.high, b.low, b.close, b.volume) for b in bars]
-            await db.copy_records_to_table("bars_1m", records=rows, columns=_COLUMNS)
+            await self._copy(db, series_id, bars)
             await self.rollups.touched(db, series_id, span)
             return Written(len(bars))
         written, touched = await self._upsert(db, series_id, timeframe, bars)
         if touched is not None:
             await self.rollups.touched(db, series_id, touched)
         return written
+
+    async def _copy(self, db: Connection, series_id: int, bars: Sequence[Bar]) -> None:
+        """Insert minutes of which none is there."""
+        if not isinstance(bars, PackedBars):
+            rows = [(series_id, b.ts, b.open, b.high, b.low, b.close, b.volume) for b in bars]
+            await db.copy_records_to_table("bars_1m", records=rows, columns=_COLUMNS)
+            return
+        from services.bar_copy import copy_rows  # noqa: PLC0415 - needs NumPy, which a server does not
+
+        for at in range(0, len(bars), ROWS_PER_COPY):
+            rows_of_part = copy_rows(series_id, bars[at : at + ROWS_PER_COPY])
+            await db.copy_to_table("bars_1m", source=rows_of_part, columns=_COLUMNS, format="binary")
 
     async def _upsert(
         self, db: Connection, series_id: int, timeframe: Timeframe, bars: Sequence[Bar]

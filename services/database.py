@@ -1,6 +1,6 @@
 """The port through which services reach PostgreSQL. Instants go in and come out as UTC epoch milliseconds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -34,6 +34,17 @@ class Connection(Protocol):
         self, table_name: str, *, records: Iterable[Sequence[object]], columns: Sequence[str]
     ) -> str:
         """Append rows to a table by COPY."""
+        ...
+
+    async def copy_to_table(
+        self,
+        table_name: str,
+        *,
+        source: AsyncIterable[bytes],
+        columns: Sequence[str],
+        format: str,  # noqa: A002 - as the driver has it
+    ) -> str:
+        """Append rows to a table by COPY that are in one of its formats already."""
         ...
 
 

@@ -2,13 +2,16 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from domain.bar import Bar
 from domain.clock import Clock
-from domain.packed import runs_of
+from domain.packed import clipped, runs_of
+from domain.time_range import RangeSet
 from domain.timeframe import Timeframe
 from services.bar_files import BadRow, BarBatch, read_bars
 from services.bar_store import BarStore, StoredSeries
@@ -55,28 +58,28 @@ class Importer:
         report = ImportReport(resumed_at=done)
         days = timeframe.nominal_ms >= Timeframe.D1.nominal_ms and series.calendar is not None
         batches = read_bars(path, timeframe, skip_rows=done, session_dates=days)
-        while (batch := await asyncio.to_thread(_next, batches)) is not None:
-            await self._keep(batch, series, timeframe, fingerprint, report)
-            if progress is not None:
-                progress(batch)
+        async with aclosing(_read_ahead(batches, timeframe)) as ready:
+            async for batch in ready:
+                await self._keep(batch, series, timeframe, fingerprint, report)
+                if progress is not None:
+                    progress(batch.read)
         await self._finish(fingerprint, series, timeframe)
         await self._store.settle()
         return report
 
     async def _keep(
-        self, batch: BarBatch, series: StoredSeries, timeframe: Timeframe, fingerprint: str, report: ImportReport
+        self, ready: "_Ready", series: StoredSeries, timeframe: Timeframe, fingerprint: str, report: ImportReport
     ) -> None:
         """Write a batch and how far the import came, all or nothing."""
-        now_ms = self._clock.now_ms()
-        ended = [bar for bar in batch.bars if timeframe.next(bar.ts) <= now_ms]
-        bars = _one_a_bucket(ended)
+        batch = ready.read
+        bars, answered = _ended(ready, timeframe, self._clock.now_ms())
         async with self._store.database.transaction() as db:
             written = await self._store.record_in(
-                db, series.id, timeframe, bars=bars, answered=runs_of(bars, timeframe), was_asked=False
+                db, series.id, timeframe, bars=bars, answered=answered, was_asked=False
             )
             await db.execute(self._sql["advance"], fingerprint, series.id, timeframe.value, batch.position)
         self._store.count(written)
-        early = len(batch.bars) - len(ended)
+        early = len(batch.found) - len(bars)
         report.rows = batch.position - report.resumed_at
         report.written += written.written
         report.revised += written.revised
@@ -96,16 +99,42 @@ class Importer:
             await db.execute(self._sql["finish"], fingerprint, series.id, timeframe.value)
 
 
-def _next(batches: Iterator[BarBatch]) -> BarBatch | None:
-    return next(batches, None)
+class _Ready(NamedTuple):
+    """A batch that was read, and the buckets of its bars."""
+
+    read: BarBatch
+    buckets: RangeSet
 
 
-def _one_a_bucket(bars: list[Bar]) -> list[Bar]:
-    """Ascending bars; of several at one time the first stands."""
-    first: dict[int, Bar] = {}
-    for bar in bars:
-        first.setdefault(bar.ts, bar)
-    return [first[ts] for ts in sorted(first)]
+async def _read_ahead(batches: Iterator[BarBatch], timeframe: Timeframe) -> AsyncGenerator[_Ready, None]:
+    """Read in a thread: the next batch while this one is written."""
+    reading = _reading(batches, timeframe)
+    try:
+        while (ready := await asyncio.shield(reading)) is not None:
+            reading = _reading(batches, timeframe)
+            yield ready
+    finally:
+        # A thread cannot be interrupted, and the file is not to be closed under it.
+        await asyncio.wait({reading})
+        reading.exception()
+
+
+def _reading(batches: Iterator[BarBatch], timeframe: Timeframe) -> asyncio.Task[_Ready | None]:
+    return asyncio.create_task(asyncio.to_thread(_next, batches, timeframe), name="read a file of bars")
+
+
+def _next(batches: Iterator[BarBatch], timeframe: Timeframe) -> _Ready | None:
+    batch = next(batches, None)
+    return None if batch is None else _Ready(batch, runs_of(batch.found, timeframe))
+
+
+def _ended(ready: _Ready, timeframe: Timeframe, now_ms: int) -> tuple[Sequence[Bar], RangeSet]:
+    """The bars that have ended, and their buckets."""
+    span = ready.buckets.span
+    if span is None or span.end_ms <= now_ms:
+        return ready.read.found, ready.buckets
+    over = RangeSet.of(span.start_ms, timeframe.floor(now_ms))
+    return clipped(ready.read.found, over), ready.buckets & over
 
 
 def _fingerprint(path: Path) -> str:
