@@ -3,7 +3,6 @@
 import argparse
 
 from app_extensions.migrations import migrate
-from app_extensions.server import serve
 from app_extensions.wiring import running_pool
 from commands.arguments import Commands
 from config import BaseConfig
@@ -18,6 +17,8 @@ def add(commands: Commands) -> None:
 
 
 async def _serve(config: BaseConfig, _: argparse.Namespace) -> int:
+    from app_extensions.server import serve  # noqa: PLC0415 - the web, which other commands need not wait for
+
     return await serve(config)
 
 
