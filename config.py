@@ -109,6 +109,9 @@ class BaseConfig:
     cache_bytes: Annotated[
         int, kinds.number("Most memory for the in-process cache, in bytes", int, 1 << 20, 1 << 40)
     ] = 64 << 20
+    answer_cache_bytes: Annotated[
+        int, kinds.number("Most memory for whole answers that are given again, in bytes; 0: none", int, 0, 1 << 40)
+    ] = 32 << 20
     provider_timeout_s: Annotated[float, kinds.number("For one call to a provider", float, 0.1, 300)] = 10.0
     request_timeout_s: Annotated[float, kinds.number("For one request of a client", float, 0.1, 600)] = 30.0
     db_timeout_s: Annotated[float, kinds.number("For one database statement", float, 0.1, 600)] = 10.0

@@ -114,6 +114,28 @@ class DatabasePool:
         except _UNREACHABLE as exc:
             raise DatabaseUnavailableError(f"The database cannot be reached: {exc or type(exc).__name__}") from exc
 
+    @property
+    def is_shareable(self) -> bool:
+        """Whether a connection besides the pool's own may be made."""
+        return self._max_size > 1
+
+    @asynccontextmanager
+    async def lone_connection(self) -> AsyncIterator[Any]:
+        """A connection that is none of the pool's, for as long as the block lasts."""
+        try:
+            connection = await asyncpg.connect(
+                self._dsn,
+                timeout=self._connect_timeout_s,
+                command_timeout=self._timeout_s,
+                server_settings={"application_name": "candlery"},
+            )
+            try:
+                yield connection
+            finally:
+                connection.terminate()
+        except _UNREACHABLE as exc:
+            raise DatabaseUnavailableError(f"The database cannot be reached: {exc or type(exc).__name__}") from exc
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
         """A connection in a transaction that commits at the end of the block, or rolls back on an error."""

@@ -46,13 +46,18 @@ class HttpMetrics:
             buckets=_LATENCIES_S,
         )
         self._lag = Gauge("candlery_event_loop_lag_seconds", "How late the event loop runs", registry=registry)
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._build = Gauge("candlery_build_info", "Versions", ("version", "python"), registry=registry)
         self._build.labels(_version(), sys.version.split()[0]).set(1)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """One request was answered."""
-        self._requests.labels(method if method in _METHODS else "other", route, status).inc()
-        self._latency.labels(route).observe(seconds)
+        key = (method if method in _METHODS else "other", route, status)
+        found = self._children.get(key)
+        if found is None:
+            found = self._children[key] = (self._requests.labels(*key), self._latency.labels(route))
+        found[0].inc()
+        found[1].observe(seconds)
 
     async def measure_lag(self) -> None:
         """Wait a moment and note how much longer it took."""

@@ -1,6 +1,7 @@
 """What every request and every answer has: an id, a time taken, and headers that keep browsers careful."""
 
 import re
+from collections.abc import Callable
 from time import perf_counter
 from uuid import uuid4
 
@@ -9,7 +10,10 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from app_extensions.logging_setup import request_id_var
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: Told of each request that was answered: its method, route and status, and the seconds that it took.
+Meter = Callable[[str, str, int, float], None]
+#: What a client may call its request.
+SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: For any body. The largest that makes sense, a backfill of 500 symbols with long names, stays below.
 MAX_BODY_BYTES = 1 << 20
 
@@ -24,7 +28,7 @@ def install(app: Quart) -> None:
 async def _begin() -> None:
     g.began = perf_counter()
     given = request.headers.get("X-Request-ID", "")
-    g.request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
+    g.request_id = given if SANE_ID.fullmatch(given) else uuid4().hex
     request_id_var.set(g.request_id)
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge

@@ -11,6 +11,7 @@ from app_extensions.embedded_postgres import EmbeddedPostgres
 from app_extensions.embedded_postgres.attach import running_dsn
 from app_extensions.migrations import Flavour, database_identity, migrate, set_compression
 from app_extensions.redis_manager import RedisManager
+from app_extensions.revision_watch import RevisionWatch
 from app_extensions.supervisor import Supervisor
 from config import BaseConfig
 from domain.clock import Clock, SystemClock
@@ -40,6 +41,7 @@ from services.rechecks import Rechecker
 from services.redis_broadcast import RedisBroadcast
 from services.redis_cache import RedisCache
 from services.retention import Retention
+from services.revisions import Revisions
 from services.rollups import PlainRollups, Rollups, TimescaleRollups
 from services.series_summary import SeriesSummaries
 from services.series_totals import SeriesTotals
@@ -61,6 +63,7 @@ _RETENTION_CHECK_S = 3600
 _BACKFILL_CHECK_S = 15
 _RECHECK_S = 60
 _TOTALS_S = 60
+_LISTEN_AGAIN_S = 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Services:
     loader: PluginLoader
     markets: MarketService
     ohlcv: OhlcvService
+    revisions: Revisions
     summaries: SeriesSummaries
     totals: SeriesTotals
     backfills: BackfillManager
@@ -117,6 +121,9 @@ async def running_services(
             supervisor = Supervisor()
             stack.push_async_callback(supervisor.close)
             _start_chores(supervisor, services)
+            if pool.is_shareable:
+                watch = RevisionWatch(pool, store.revisions)
+                supervisor.every(_LISTEN_AGAIN_S, "hear of changed series", watch.run)
             await stack.enter_async_context(services.backfill_workers.running())
             stack.push_async_callback(services.subscriptions.close)
             await services.subscriptions.open()
@@ -173,6 +180,7 @@ async def _assemble(
         loader=loader,
         markets=markets,
         ohlcv=ohlcv,
+        revisions=store.revisions,
         summaries=summaries,
         totals=SeriesTotals(summaries),
         backfills=BackfillManager(jobs, planner, workers, clock),

@@ -15,6 +15,7 @@ from services.cache_manager import Cache
 from services.live import LiveQuery, Sink
 from services.market_service import MarketService
 from services.ohlcv import OhlcvService
+from services.revisions import Revisions
 from services.series_summary import SeriesSummaries
 from services.subscription import Subscription
 from services.subscription_service import SeriesOverview
@@ -160,6 +161,11 @@ class HttpServices(Protocol):
     @property
     def markets(self) -> MarketService:
         """Markets, providers and symbols."""
+        ...
+
+    @property
+    def revisions(self) -> Revisions:
+        """Whether what was read still holds."""
         ...
 
     @property

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET
 from quart import Blueprint, Response, request
 
-from blueprints.answers import body_answer, encode, keepable, tag_of
+from blueprints.answers import Keep, body_answer, encode, keep, keepable, tag_of
 from blueprints.context import in_time, services
 from blueprints.ohlcv_request import OhlcvRequest, parse_ohlcv
 from blueprints.schemas import CoverageOut, OhlcvOut, gaps_out
@@ -26,6 +26,8 @@ CONCURRENCY = 8
 ROWS_ON_LOOP = 5_000
 
 T = TypeVar("T")
+#: The source of what is given again.
+_MEMORY = ["cache"]
 
 
 @blueprint.get("/ohlcv")
@@ -37,11 +39,21 @@ async def get_ohlcv() -> Response:
     if asked.complete_only:
         _insist_on_complete(answers)
     if sum(len(answer.bars) for answer in answers) > ROWS_ON_LOOP:
-        body, tag = await asyncio.to_thread(render, asked, answers)
+        rendered = await asyncio.to_thread(render, asked, answers)
     else:
-        body, tag = render(asked, answers)
-    response = body_answer(body, simulated=any(answer.simulated for answer in answers))
-    return response if tag is None else keepable(response, tag)
+        rendered = render(asked, answers)
+    _keep(rendered, answers)
+    response = body_answer(rendered.body, simulated=any(answer.simulated for answer in answers))
+    response.headers["Vary"] = "Accept-Encoding"
+    return response if rendered.tag is None else keepable(response, rendered.tag)
+
+
+def _keep(rendered: "Rendered", answers: Sequence[OhlcvAnswer]) -> None:
+    """Have the answer kept, where it is known what could change it."""
+    stamps = [answer.stamp for answer in answers if answer.stamp is not None and answer.until_ms != 0]
+    if len(stamps) == len(answers):
+        ends = [answer.until_ms for answer in answers if answer.until_ms is not None]
+        keep(Keep(rendered.body_from_memory, stamps, min(ends, default=None)))
 
 
 async def _ask_all(queries: Sequence[OhlcvQuery | None]) -> list[OhlcvAnswer]:
@@ -82,11 +94,20 @@ def _insist_on_complete(answers: Sequence[OhlcvAnswer]) -> None:
     raise incomplete from error
 
 
-def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> tuple[bytes, str | None]:
-    """The answer's JSON, and its entity tag where nothing of it can change any more, but by a correction.
+class Rendered(NamedTuple):
+    """An answer's JSON: as it came about, and as it is given again from memory.
 
-    The tag is of everything but `sources`, which tell how this one answer came about.
+    The entity tag is that of an answer of which nothing can change any more, but by a correction. It is of everything
+    but `sources`, which tell how this one answer came about.
     """
+
+    body: bytes
+    body_from_memory: bytes
+    tag: str | None
+
+
+def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> Rendered:
+    """Put the answer together."""
     complete = not any(answer.gaps for answer in answers)
     single = len(asked.symbols) == 1
 
@@ -109,7 +130,9 @@ def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> tuple[bytes, 
     closed = all(answer.in_past or _is_full(answer, asked.limit) for answer in answers)
     tag = tag_of(encode(out)) if complete and closed else None
     sources = list(dict.fromkeys(name for answer in answers for name in answer.sources))
-    return encode(msgspec.structs.replace(out, sources=sources)), tag
+    body = encode(msgspec.structs.replace(out, sources=sources))
+    from_memory = body if sources in ([], _MEMORY) else encode(msgspec.structs.replace(out, sources=_MEMORY))
+    return Rendered(body, from_memory, tag)
 
 
 def _is_full(answer: OhlcvAnswer, limit: int) -> bool:

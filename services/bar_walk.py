@@ -13,6 +13,7 @@ from services.data_orchestrator import Bars, DataOrchestrator
 from services.data_sources.base import Ask
 from services.fill import Fill, fill_previous
 from services.market_service import Listing
+from services.revisions import Stamp
 
 #: Windows that one answer looks at; what a thinly traded symbol has beyond them is on the next page.
 ROUNDS = 24
@@ -58,6 +59,9 @@ class OhlcvAnswer:
         error: what the provider failed with on the way, where it did.
         simulated: the bars are made up, by a provider that says so.
         in_past: nothing of the range can change any more, but by a correction.
+        stamp: what its bars were read under.
+        until_ms: as long as the stamp holds, the same question has this answer until then; None: for good. 0: it is
+            not known what may change it.
     """
 
     bars: Sequence[Bar] = ()
@@ -69,6 +73,8 @@ class OhlcvAnswer:
     error: PluginError | None = None
     simulated: bool = False
     in_past: bool = False
+    stamp: Stamp | None = None
+    until_ms: int | None = 0
 
 
 class BarWalk:
@@ -87,10 +93,14 @@ class BarWalk:
         self._final_ms = self._tf.floor(max(now_ms - settling_ms, query.settled_ms))
         self._end_ms = self._tf.ceil(now_ms if query.end_ms is None else min(query.end_ms, now_ms))
         self._stop_ms = min(self._end_ms, self._final_ms)
+        #: Then another bucket becomes final.
+        self._moves_ms = self._tf.next(self._final_ms) + settling_ms
+        self._lasting = True
         self._closed = RangeSet()
         self._answer = OhlcvAnswer(
             simulated=capabilities.simulated if capabilities else False,
             in_past=query.end_ms is not None and self._end_ms <= self._final_ms,
+            stamp=listing.stored.stamp,
         )
 
     async def forward(self, start_ms: int) -> OhlcvAnswer:
@@ -117,6 +127,7 @@ class BarWalk:
         if at >= self._stop_ms and len(answer.bars) < limit:
             await self._append_forming(max(first, self._stop_ms))
         self._cut_page(first, at)
+        self._date(is_full=answer.next_ms is not None and len(answer.bars) >= limit)
         return answer
 
     async def backward(self) -> OhlcvAnswer:
@@ -139,7 +150,14 @@ class BarWalk:
             self._fill(RangeSet.of(answer.bars[0].ts, self._stop_ms))
         await self._append_forming(self._stop_ms)
         self._keep_last(at)
+        self._date(is_full=False)
         return answer
+
+    def _date(self, *, is_full: bool) -> None:
+        """Say how long the answer is good for. A full page with more behind it stays as it is, as time goes on."""
+        answer = self._answer
+        if self._lasting and not (answer.gaps or answer.forming or answer.error):
+            answer.until_ms = None if answer.in_past or is_full else self._moves_ms
 
     async def _ask(self, window: TimeRange, *, newest_first: bool = False) -> Ask:
         """A question about a window; once the provider has failed, what is stored must do."""
@@ -160,6 +178,7 @@ class BarWalk:
         answer.gaps = _joined([*answer.gaps, *got.gaps])
         answer.error = got.error or answer.error
         self._closed |= ask.closed
+        self._lasting = self._lasting and got.lasting
         return got
 
     def _unasked(self, got: Bars) -> int | None:

@@ -25,12 +25,21 @@ FORMING_TTL_MS = 1_000
 
 @dataclass(frozen=True)
 class Bars:
-    """The answer to an `Ask`: ascending bars, where they came from, what is missing, and the provider's last fault."""
+    """The answer to an `Ask`.
+
+    Attributes:
+        bars: ascending.
+        sources: where they came from.
+        gaps: what is missing.
+        error: the provider's last fault.
+        lasting: whatever changes one of the bars, or adds one, gives the series a new revision.
+    """
 
     bars: Sequence[Bar]
     sources: list[str]
     gaps: list[Gap]
     error: PluginError | None = None
+    lasting: bool = False
 
     @property
     def out_of_reach_ms(self) -> int | None:
@@ -83,7 +92,8 @@ class DataOrchestrator:
         if fresh.lasting:
             await self._cache.keep(ask, fresh)
         gaps = [Gap(t.range, t.verdict) for t in await self._explain(ask, rest, fresh)]
-        return Bars(joined(cached.bars, fresh.bars), trace.sources, gaps, trace.error)
+        lasting = fresh.lasting.covers(rest)
+        return Bars(joined(cached.bars, fresh.bars), trace.sources, gaps, trace.error, lasting)
 
     async def coverage(self, ask: Ask) -> list[Tile]:
         """Verdicts that tile the range, from what is stored alone."""

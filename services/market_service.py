@@ -196,17 +196,18 @@ class MarketService:
         """The way to a provider."""
         return (await self._instance(market, provider)).feed
 
-    async def find(self, series: Series) -> Listing:
+    async def find(self, series: Series, *, from_memory: bool = False) -> Listing:
         """The series, where something of it is stored or the provider lists it.
 
         A stored series needs no word of its provider: what is stored is served though the provider be gone.
+        `from_memory`: see `BarStore.find_series`.
 
         Raises:
             UnknownMarketError, UnknownProviderError, UnknownSymbolError: there is no such thing.
             PluginError: nothing is stored, and the provider cannot be asked.
         """
         self._loader.find(series.market, series.provider)
-        stored = await self._store.find_series(series)
+        stored = await self._store.find_series(series, from_memory=from_memory)
         if stored is not None:
             return Listing(series, stored, await self._feed_or_none(series))
         instance = await self._instance(series.market, series.provider)

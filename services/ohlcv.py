@@ -28,7 +28,8 @@ class OhlcvService:
             PluginError: nothing is stored of the series and its provider cannot be asked.
             DatabaseUnavailableError: nothing can be answered now.
         """
-        listing = await self._markets.find(query.series)
+        # A stream that has just told of a change must not begin with what was before it.
+        listing = await self._markets.find(query.series, from_memory=not query.settled_ms)
         check_timeframe(listing, query.timeframe)
         walk = BarWalk(self._orchestrator, listing, query, self._clock.now_ms())
         return await (walk.backward() if query.start_ms is None else walk.forward(query.start_ms))

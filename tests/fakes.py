@@ -27,6 +27,7 @@ from services.cache_manager import MemoryCache
 from services.coverage import Tile
 from services.fill import Fill
 from services.market_service import ProviderListing, UpstreamUse, UpstreamWaits
+from services.revisions import Revisions
 from services.series_summary import SeriesFilter, StoredPart
 from tests.support.clock import ManualClock
 from tests.support.market import START_MS
@@ -336,6 +337,7 @@ class FakeServices:
         self.markets = FakeMarkets()
         self.ohlcv = FakeOhlcv(self.markets, self.clock)
         self.store = FakeStore()
+        self.revisions = Revisions()
         self.summaries = FakeSummaries()
         self.totals = FakeTotals()
         self.backfills = FakeBackfills(self.markets, self.clock)

@@ -10,4 +10,4 @@ RETURNING id, revision, calendar;
 SELECT revision FROM series WHERE id = $1 FOR UPDATE;
 
 -- name: bump
-UPDATE series SET revision = revision + 1 WHERE id = $1;
+UPDATE series SET revision = revision + 1 WHERE id = $1 RETURNING revision;

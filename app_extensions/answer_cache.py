@@ -1,0 +1,197 @@
+"""Answers that are given again: a layer before the application, which repeats an answer from its bytes.
+
+The application says of an answer what its bars were read under, and until when it is good. A write to one of its series
+makes it unreachable, and so does any doubt whether such a write would have been heard of. What must be asked of every
+request, such as who sends it, belongs before this layer.
+"""
+
+import asyncio
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from functools import lru_cache
+from time import perf_counter
+from typing import Any
+
+from quart import Quart
+from werkzeug.datastructures import Accept
+from werkzeug.http import parse_accept_header, parse_etags
+
+from app_extensions.request_context import SANE_ID, Meter
+from blueprints.answers import GZIPPED, KEEP, Keep, is_known
+from blueprints.context import EXTENSION, HttpServices
+
+Headers = list[tuple[bytes, bytes]]
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+
+ROUTE = "/api/v1/ohlcv"
+#: Larger answers are not kept.
+MAX_BODY_BYTES = 2 << 20
+_OVERHEAD_BYTES = 2_000
+_GZIP_LEVEL = 1
+#: Compressing more than this takes longer than handing it to a thread.
+_GZIP_ON_LOOP_BYTES = 16 << 10
+#: What each answer has of its own.
+_OWN = frozenset({b"x-request-id", b"server-timing", b"content-length", b"date", b"server"})
+
+
+class _Kept:
+    """One answer."""
+
+    __slots__ = ("body", "expires_ms", "headers", "keep", "not_modified", "tag", "turn", "zipped", "zipped_headers")
+
+    def __init__(self, keep: Keep, headers: Iterable[tuple[bytes, bytes]], expires_ms: int) -> None:
+        common = [(name, value) for name, value in headers if name.lower() not in _OWN]
+        self.keep = keep
+        self.body = keep.body
+        self.expires_ms = expires_ms if keep.until_ms is None else min(expires_ms, keep.until_ms)
+        self.headers = [*common, (b"content-length", b"%d" % len(self.body))]
+        self.tag = next((value.decode("latin-1") for name, value in common if name.lower() == b"etag"), None)
+        self.not_modified = [pair for pair in common if pair[0].lower() != b"content-type"]
+        self.turn = asyncio.Lock()
+        self.zipped: bytes | None = None
+        self.zipped_headers: Headers = []
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + len(self.zipped or b"") + _OVERHEAD_BYTES
+
+    async def zip(self) -> None:
+        """Compress the body, once for all who take it so."""
+        on_loop = len(self.body) <= _GZIP_ON_LOOP_BYTES
+        zipped = _gzip(self.body) if on_loop else await asyncio.to_thread(_gzip, self.body)
+        headers = [pair for pair in self.headers if pair[0].lower() not in {b"etag", b"content-length"}]
+        headers += ((b"content-encoding", b"gzip"), (b"content-length", b"%d" % len(zipped)))
+        if self.tag is not None:
+            headers.append((b"etag", (self.tag[:-1] + GZIPPED + '"').encode("latin-1")))
+        self.zipped_headers, self.zipped = headers, zipped
+
+
+class AnswerCache:
+    """Repeats answers to `GET /api/v1/ohlcv`, the least recently used giving way beyond `max_bytes`."""
+
+    def __init__(self, web: Quart, app: Asgi, meter: Meter, *, max_bytes: int, ttl_s: float) -> None:
+        """Take the application, as Quart's own and as what is called; `ttl_s`: an answer is given again so long."""
+        self._web = web
+        self._app = app
+        self._meter = meter
+        self._max_bytes = max_bytes
+        self._ttl_ms = int(ttl_s * 1000)
+        self._kept: OrderedDict[tuple[bytes, bytes | None], _Kept] = OrderedDict()
+        self._bytes = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer, or have the application answer."""
+        if scope["type"] != "http" or scope["path"] != ROUTE or scope["method"] != "GET":
+            await self._app(scope, receive, send)
+            return
+        began_s = perf_counter()
+        asked = dict(scope["headers"])
+        key = (scope["query_string"], asked.get(b"origin"))
+        kept = self._find(key)
+        if kept is None:
+            await self._app(scope, receive, self._listening(key, scope, send))
+        elif len(asked) != len(scope["headers"]) or not asked.keys().isdisjoint(
+            (b"content-length", b"transfer-encoding")
+        ):
+            # Headers that come twice, and requests with a body, are for those who look closely.
+            await self._app(scope, receive, send)
+        else:
+            await self._repeat(kept, asked, began_s, send)
+
+    async def _repeat(self, kept: _Kept, asked: dict[bytes, bytes], began_s: float, send: Any) -> None:
+        status, headers, body = 200, kept.headers, kept.body
+        known = asked.get(b"if-none-match")
+        if known is not None and kept.tag is not None and _has(known, kept.tag):
+            status, headers, body = 304, kept.not_modified, b""
+        elif (coding := asked.get(b"accept-encoding")) is not None and _takes_gzip(coding):
+            if kept.zipped is None:
+                await self._zip(kept)
+            headers, body = kept.zipped_headers, kept.zipped or b""
+        given = asked.get(b"x-request-id", b"")
+        request_id = given if SANE_ID.fullmatch(given.decode("latin-1")) else os.urandom(16).hex().encode()
+        took_s = perf_counter() - began_s
+        own = [(b"x-request-id", request_id), (b"server-timing", b"total;dur=%.1f" % (took_s * 1000))]
+        await send({"type": "http.response.start", "status": status, "headers": headers + own})
+        await send({"type": "http.response.body", "body": body})
+        self._meter("GET", ROUTE, status, took_s)
+
+    def _find(self, key: tuple[bytes, bytes | None]) -> _Kept | None:
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        services = self._services
+        if services is None or kept.expires_ms <= services.clock.now_ms():
+            self._forget(key)
+            return None
+        holds = services.revisions.holds
+        for stamp in kept.keep.stamps:
+            if not holds(stamp):
+                self._forget(key)
+                return None
+        self._kept.move_to_end(key)
+        return kept
+
+    def _listening(self, key: tuple[bytes, bytes | None], scope: Any, send: Any) -> Any:
+        """Keep the answer as it passes, where the application says that it may be."""
+
+        async def pass_on(message: Any) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:  # noqa: PLR2004 - OK
+                keep = scope.get(KEEP)
+                if keep is not None:
+                    self._keep(key, keep, message["headers"])
+            await send(message)
+
+        return pass_on
+
+    def _keep(self, key: tuple[bytes, bytes | None], keep: Keep, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        services = self._services
+        if services is None or len(keep.body) > MAX_BODY_BYTES or not all(map(services.revisions.holds, keep.stamps)):
+            return
+        self._forget(key)
+        self._kept[key] = kept = _Kept(keep, headers, services.clock.now_ms() + self._ttl_ms)
+        self._bytes += kept.size
+        self._make_room()
+
+    async def _zip(self, kept: _Kept) -> None:
+        async with kept.turn:
+            if kept.zipped is not None:
+                return
+            await kept.zip()
+        self._bytes = sum(each.size for each in self._kept.values())
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while self._bytes > self._max_bytes:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, key: tuple[bytes, bytes | None]) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._bytes -= kept.size
+
+    @property
+    def _services(self) -> HttpServices | None:
+        return self._web.extensions.get(EXTENSION)
+
+
+def install(web: Quart, meter: Meter, *, max_bytes: int, ttl_s: float) -> None:
+    """Put the layer before the application."""
+    if max_bytes:
+        web.asgi_app = AnswerCache(web, web.asgi_app, meter, max_bytes=max_bytes, ttl_s=ttl_s)  # type: ignore[method-assign]
+
+
+def _gzip(body: bytes) -> bytes:
+    """In gzip's format, with no time in it: the same bytes make the same bytes."""
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    return packer.compress(body) + packer.flush()
+
+
+@lru_cache(maxsize=256)
+def _takes_gzip(header: bytes) -> bool:
+    return bool(parse_accept_header(header.decode("latin-1"), Accept).quality("gzip") > 0)
+
+
+def _has(header: bytes, tag: str) -> bool:
+    return is_known(parse_etags(header.decode("latin-1")), tag.strip('"'))
