@@ -20,8 +20,9 @@ BLOCK_BYTES = 1 << 18
 # A line of bars has some hundred bytes. What exceeds this is no line of bars, and is not kept in memory.
 LINE_BYTES = 1 << 16
 SAMPLES = 1_000
-#: From this block on it is worth to have blocks of plain numbers read at once.
+#: From this block on it is worth to have blocks of plain numbers read at once, and so large.
 PLAIN_FROM_BLOCK = 2
+PLAIN_BLOCK_BYTES = 1 << 20
 DELIMITERS = ",;\t|"
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -92,9 +93,9 @@ def _verify(stream: IO[bytes]) -> None:
     stream.seek(0)
 
 
-def _read(stream: IO[bytes]) -> bytes:
+def _read(stream: IO[bytes], size: int | None = None) -> bytes:
     try:
-        return stream.read(BLOCK_BYTES)
+        return stream.read(size or BLOCK_BYTES)
     except (EOFError, OSError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise BarFileError(f"the file is damaged or cut short ({error})") from error
 
@@ -117,17 +118,18 @@ class _Lines:
         if b"\n" not in self.first and b"\r" in self.first:
             self._end = b"\r"
 
-    def _read(self) -> bytes:
-        block = _read(self._source.stream)
+    def _read(self, size: int | None = None) -> bytes:
+        block = _read(self._source.stream, size)
         self.done = min(self._source.file.tell(), self._source.total)
         return block
 
     def __iter__(self) -> Iterator[bytes]:
-        block = self.first
+        block, number = self.first, 1
         while block:
             if (lines := self._complete(block)) is not None:
                 yield lines
-            block = self._read()
+            block = self._read(BLOCK_BYTES if number < PLAIN_FROM_BLOCK else PLAIN_BLOCK_BYTES)
+            number += 1
         if self._rest or self._dropping:
             self.too_long = {0} if self._dropping else set()
             yield self._rest

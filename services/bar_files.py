@@ -60,7 +60,7 @@ class BarBatch:
 
 
 def read_bars(
-    path: Path, timeframe: Timeframe, *, skip_rows: int = 0, batch_rows: int = 20_000, session_dates: bool = False
+    path: Path, timeframe: Timeframe, *, skip_rows: int = 0, batch_rows: int = 50_000, session_dates: bool = False
 ) -> Iterator[BarBatch]:
     """Read a file's bars, in batches of about `batch_rows`.
 

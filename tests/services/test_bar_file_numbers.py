@@ -37,6 +37,7 @@ class Reading(NamedTuple):
 def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     def patch(block_bytes: int, plain_from: int) -> None:
         monkeypatch.setattr(bar_file_text, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(bar_file_text, "PLAIN_BLOCK_BYTES", block_bytes)
         monkeypatch.setattr(bar_file_text, "PLAIN_FROM_BLOCK", plain_from)
 
     return patch
