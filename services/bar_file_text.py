@@ -22,7 +22,7 @@ LINE_BYTES = 1 << 16
 SAMPLES = 1_000
 #: From this block on it is worth to have blocks of plain numbers read at once, and so large.
 PLAIN_FROM_BLOCK = 2
-PLAIN_BLOCK_BYTES = 1 << 20
+PLAIN_BLOCK_BYTES = 1 << 19
 DELIMITERS = ",;\t|"
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
