@@ -36,7 +36,9 @@ def create_app(config: BaseConfig, services: Services | None = None) -> Quart:
     for module in (root, health, listings, ohlcv, coverage, series, backfills, stream):
         app.register_blueprint(module.blueprint)
     _allow_origins(app, config)
-    answer_cache.install(app, meters.count, max_bytes=config.answer_cache_bytes, ttl_s=config.cache_ttl_s)
+    answer_cache.install(
+        app, meters.count, max_bytes=config.answer_cache_bytes if config.cache_bytes else 0, ttl_s=config.cache_ttl_s
+    )
     _live(app, config, meters)
     return app
 

@@ -107,7 +107,7 @@ class BaseConfig:
         int, kinds.number("Most buckets that one coverage request may span", int, 1_000, 100_000_000)
     ] = 1_000_000
     cache_bytes: Annotated[
-        int, kinds.number("Most memory for the in-process cache, in bytes", int, 1 << 20, 1 << 40)
+        int, kinds.number("Most memory for the in-process cache, in bytes; 0: nothing is cached", int, 0, 1 << 40)
     ] = 64 << 20
     answer_cache_bytes: Annotated[
         int, kinds.number("Most memory for whole answers that are given again, in bytes; 0: none", int, 0, 1 << 40)

@@ -23,7 +23,7 @@ from services.backfill_store import BackfillStore
 from services.backfill_worker import BackfillWorkers
 from services.bar_store import BarStore
 from services.broadcast_manager import BroadcastManager, MemoryBroadcast
-from services.cache_manager import Cache, MemoryCache
+from services.cache_manager import Cache, MemoryCache, NoCache
 from services.coverage import CoverageLedger
 from services.data_orchestrator import DataOrchestrator
 from services.data_sources.aggregate_source import AggregateSource
@@ -287,6 +287,8 @@ async def _cache(
     if redis is not None:
         namespace, timeout_s = await _namespace(database), 2 * config.redis_timeout_s
         cache = RedisCache(redis.client, ttl_s=config.cache_ttl_s, namespace=namespace, timeout_s=timeout_s)
+    elif not config.cache_bytes:
+        cache = NoCache()
     else:
         cache = MemoryCache(max_bytes=config.cache_bytes, ttl_s=config.cache_ttl_s, clock=clock)
     await cache.open()

@@ -36,13 +36,14 @@ class Piece(Protocol):
 
 
 class Rows:
-    """Rows in one string of bytes."""
+    """Rows in one string of bytes, and their text once somebody has asked for it."""
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_raw", "_text")
 
     def __init__(self, raw: bytes) -> None:
         """Take the rows."""
         self._raw = raw
+        self._text: bytes | None = None
 
     def __len__(self) -> int:
         """Number of bars."""
@@ -54,7 +55,9 @@ class Rows:
 
     def text(self) -> bytes:
         """The rows as JSON arrays."""
-        return text_of(self._raw)
+        if self._text is None:
+            self._text = text_of(self._raw)
+        return self._text
 
 
 class PackedBars(Sequence[Bar]):

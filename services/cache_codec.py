@@ -104,10 +104,8 @@ def encode_answer(key: AnswerKey, bars: Sequence[Bar]) -> bytes:
     return _sealed(_encoder.encode(stored))
 
 
-def decode_answer(key: AnswerKey, value: bytes, *, check_bars: bool = True) -> list[Bar]:
+def decode_answer(key: AnswerKey, value: bytes) -> list[Bar]:
     """The bars that were stored under `key`.
-
-    `check_bars=False` is for values that never left this process: they are not searched for false bars.
 
     Raises:
         UnsoundValueError: they are not those bars, or not sound ones.
@@ -119,8 +117,7 @@ def decode_answer(key: AnswerKey, value: bytes, *, check_bars: bool = True) -> l
     named = (stored.series_id, stored.revision, stored.timeframe, stored.start_ms, stored.end_ms)
     if named != (key.series_id, key.revision, key.timeframe.value, *key.range):
         raise UnsoundValueError("it is another key's value")
-    if check_bars:
-        _check_bars(stored.bars, key.timeframe, RangeSet((key.range,)))
+    _check_bars(stored.bars, key.timeframe, RangeSet((key.range,)))
     return stored.bars
 
 

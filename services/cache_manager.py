@@ -5,7 +5,6 @@ cached under the old one unreachable. Minutes are kept in blocks of a UTC day, o
 """
 
 import asyncio
-import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from domain.errors import CandleryError
 from domain.packed import PackedBars
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
-from services.cache_codec import AnswerKey, MinuteKey, UnsoundValueError, decode_answer, encode_answer
+from services.cache_codec import AnswerKey, MinuteKey
 from services.day_block import DayBlock, Findings, Hour, hours_of, parts_of
 
 T = TypeVar("T")
@@ -81,7 +80,7 @@ class Cache(ABC):
     @abstractmethod
     async def get_resampled(
         self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange
-    ) -> list[Bar] | None:
+    ) -> Sequence[Bar] | None:
         """All bars of a range that was put there as a whole; None where exactly this range was not."""
 
     @abstractmethod
@@ -99,13 +98,44 @@ class Cache(ABC):
         """Counters, for metrics."""
 
 
-class BlockCache(Cache):
-    """What all caches share: days of minutes, and answers as bytes, which the heirs keep where they like."""
+class NoCache(Cache):
+    """Forgets everything at once."""
 
-    #: Days or answers in one go.
+    async def get_1m_bars(self, series_id: int, revision: int, wanted: RangeSet) -> CachedBars:  # noqa: ARG002
+        """Nothing."""
+        return CachedBars((), RangeSet())
+
+    async def store_1m_bars(self, series_id: int, revision: int, bars: Sequence[Bar], known: RangeSet) -> None:
+        """Forget it."""
+
+    async def get_resampled(
+        self,
+        series_id: int,  # noqa: ARG002
+        revision: int,  # noqa: ARG002
+        timeframe: Timeframe,  # noqa: ARG002
+        wanted: TimeRange,  # noqa: ARG002
+    ) -> Sequence[Bar] | None:
+        """Nothing."""
+        return None
+
+    async def set_resampled(
+        self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange, bars: Sequence[Bar]
+    ) -> None:
+        """Forget it."""
+
+    async def ping(self) -> None:
+        """There is nothing to be reached."""
+
+    def stats(self) -> CacheStats:
+        """Nothing was asked for."""
+        return CacheStats()
+
+
+class BlockCache(Cache):
+    """What all caches share: days of minutes, which the heirs keep where they like."""
+
+    #: Days in one go.
     batch: ClassVar[int] = 8
-    #: Whether entries may have been touched by others.
-    distrustful: ClassVar[bool] = True
 
     def __init__(self, *, max_value_bytes: int = MAX_VALUE_BYTES, budget_s: float = float("inf")) -> None:
         """`budget_s`: after this long, a call over many entries is content with those it has dealt with."""
@@ -120,18 +150,6 @@ class BlockCache(Cache):
     @abstractmethod
     async def _lay_over(self, fresh: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
         """Add newer knowledge of hours, by their number, to what is there; whether there is any use in going on."""
-
-    @abstractmethod
-    async def _read(self, key: str) -> bytes | None:
-        """The answer; None where it is not there, or cannot be had."""
-
-    @abstractmethod
-    async def _write(self, key: str, value: bytes) -> None:
-        """Keep the answer, or not."""
-
-    @abstractmethod
-    async def _drop(self, key: str, why: str) -> None:
-        """Forget an unsound answer."""
 
     async def get_1m_bars(self, series_id: int, revision: int, wanted: RangeSet) -> CachedBars:
         """Take what is wanted out of the blocks of its days, some days at a time."""
@@ -164,31 +182,6 @@ class BlockCache(Cache):
             if not await self._lay_over(fresh) or monotonic() > give_up_at:
                 break
 
-    async def get_resampled(
-        self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange
-    ) -> list[Bar] | None:
-        """Read the answer for exactly this range."""
-        key = AnswerKey(series_id, revision, timeframe, wanted)
-        value = await self._read(str(key))
-        bars = None
-        if value is not None:
-            try:
-                bars = decode_answer(key, value, check_bars=self.distrustful)
-            except UnsoundValueError as exc:
-                self._rejected += 1
-                await self._drop(str(key), str(exc))
-        self._count(found=bars is not None)
-        return bars
-
-    async def set_resampled(
-        self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange, bars: Sequence[Bar]
-    ) -> None:
-        """Keep the answer for exactly this range."""
-        key = AnswerKey(series_id, revision, timeframe, wanted)
-        value = encode_answer(key, bars)
-        if len(value) <= self._max_value_bytes:
-            await self._write(str(key), value)
-
     def _count(self, *, found: bool) -> None:
         self._hits += found
         self._misses += not found
@@ -200,10 +193,8 @@ class MemoryCache(BlockCache):
     Minutes are kept with their text, so that an answer is put together without a look at a bar.
     """
 
-    distrustful = False
-
     #: What an entry takes besides its value: the key, the tuple, the numbers, the slots of the ordered dictionary.
-    _OVERHEAD_BYTES = 480
+    _OVERHEAD_BYTES = 640
 
     def __init__(self, *, max_bytes: int, ttl_s: float, clock: Clock, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
         """Bound the cache; an entry is forgotten `ttl_s` after it was last written."""
@@ -211,7 +202,7 @@ class MemoryCache(BlockCache):
         self._max_bytes = max_bytes
         self._ttl_ms = int(ttl_s * 1000)
         self._clock = clock
-        self._entries: OrderedDict[MinuteKey | str, tuple[int, DayBlock | bytes, int]] = OrderedDict()
+        self._entries: OrderedDict[MinuteKey | AnswerKey, tuple[int, DayBlock | PackedBars, int]] = OrderedDict()
         self._bytes = 0
 
     async def close(self) -> None:
@@ -227,7 +218,8 @@ class MemoryCache(BlockCache):
         return CacheStats(self._hits, self._misses, self._rejected, entries=len(self._entries), bytes=self._bytes)
 
     async def _read_days(self, wanted: Sequence[tuple[MinuteKey, RangeSet]]) -> list[DayBlock | None] | None:
-        return [self._find(key) for key, _ in wanted]  # type: ignore[misc]
+        found = (self._find(key) for key, _ in wanted)
+        return [block if isinstance(block, DayBlock) else None for block in found]
 
     async def _lay_over(self, fresh: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
         for key, hours in fresh.items():
@@ -239,16 +231,22 @@ class MemoryCache(BlockCache):
             self._put(key, block, block.size)
         return True
 
-    async def _read(self, key: str) -> bytes | None:
-        return self._find(key)  # type: ignore[return-value]
+    async def get_resampled(
+        self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange
+    ) -> Sequence[Bar] | None:
+        """The answer for exactly this range."""
+        found = self._find(AnswerKey(series_id, revision, timeframe, wanted))
+        self._count(found=found is not None)
+        return found if isinstance(found, PackedBars) else None
 
-    async def _write(self, key: str, value: bytes) -> None:
-        self._put(key, value, sys.getsizeof(value))
+    async def set_resampled(
+        self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange, bars: Sequence[Bar]
+    ) -> None:
+        """Keep the answer for exactly this range."""
+        packed = bars if isinstance(bars, PackedBars) else PackedBars.of(bars)
+        self._put(AnswerKey(series_id, revision, timeframe, wanted), packed, len(packed.raw()) + len(packed.json()))
 
-    async def _drop(self, key: str, why: str) -> None:  # noqa: ARG002 - it cannot happen in memory
-        self._forget(key)
-
-    def _find(self, key: MinuteKey | str) -> DayBlock | bytes | None:
+    def _find(self, key: MinuteKey | AnswerKey) -> DayBlock | PackedBars | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -258,7 +256,7 @@ class MemoryCache(BlockCache):
         self._entries.move_to_end(key)
         return entry[1]
 
-    def _put(self, key: MinuteKey | str, value: DayBlock | bytes, size: int) -> None:
+    def _put(self, key: MinuteKey | AnswerKey, value: DayBlock | PackedBars, size: int) -> None:
         self._forget(key)
         size += self._OVERHEAD_BYTES
         if size > min(self._max_bytes, self._max_value_bytes + self._OVERHEAD_BYTES):
@@ -268,7 +266,7 @@ class MemoryCache(BlockCache):
         while self._bytes > self._max_bytes:
             self._forget(next(iter(self._entries)))
 
-    def _forget(self, key: MinuteKey | str) -> None:
+    def _forget(self, key: MinuteKey | AnswerKey) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= entry[2]

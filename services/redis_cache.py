@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -12,8 +13,18 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random
 
-from domain.time_range import RangeSet
-from services.cache_codec import MinuteKey, UnsoundValueError, decode_hour, encode_hour
+from domain.bar import Bar
+from domain.time_range import RangeSet, TimeRange
+from domain.timeframe import Timeframe
+from services.cache_codec import (
+    AnswerKey,
+    MinuteKey,
+    UnsoundValueError,
+    decode_answer,
+    decode_hour,
+    encode_answer,
+    encode_hour,
+)
 from services.cache_manager import MAX_VALUE_BYTES, BlockCache, CacheStats, CacheUnavailableError
 from services.day_block import ALL, DayBlock, Hour, touched_hours
 
@@ -194,41 +205,55 @@ class RedisCache(BlockCache):
             try:
                 hour = decode_hour(key, number, value)
             except UnsoundValueError as exc:
-                self._rejected += 1
-                await self._drop_hour(key, number, str(exc))
+                await self._reject(exc, partial(self._drop_hour, key, number))
                 continue
             block = block or DayBlock(key.day_ms)
             block.lay(number, hour)
         return block
 
-    async def _drop_hour(self, key: MinuteKey, number: int, why: str) -> None:
-        self._complain("unsound", "An entry of the cache is unsound, and is dropped: %s", why)
+    async def _drop_hour(self, key: MinuteKey, number: int) -> int:
+        return int(await self._client.hdel(self._prefix + str(key), str(number)))
 
-        async def drop() -> int:
-            return int(await self._client.hdel(self._prefix + str(key), str(number)))
+    async def get_resampled(
+        self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange
+    ) -> Sequence[Bar] | None:
+        """Read the answer for exactly this range."""
+        key = AnswerKey(series_id, revision, timeframe, wanted)
+        name = self._prefix + str(key)
 
-        await self._ask(drop)
-
-    async def _read(self, key: str) -> bytes | None:
         async def read() -> list[bytes | None]:
             # A key that holds something other than a string comes as None.
-            return _checked(await self._client.mget([self._prefix + key]), 1)
-
-        values = await self._ask(read)
-        return values[0] if values else None
-
-    async def _write(self, key: str, value: bytes) -> None:
-        async def write() -> bool:
-            return bool(await self._client.set(self._prefix + key, value, px=self._ttl_ms))
-
-        await self._ask(write)
-
-    async def _drop(self, key: str, why: str) -> None:
-        self._complain("unsound", "An entry of the cache is unsound, and is dropped: %s", why)
+            return _checked(await self._client.mget([name]), 1)
 
         async def drop() -> int:
-            return int(await self._client.delete(self._prefix + key))
+            return int(await self._client.delete(name))
 
+        [value] = await self._ask(read) or [None]
+        bars = None
+        if value is not None:
+            try:
+                bars = decode_answer(key, value)
+            except UnsoundValueError as exc:
+                await self._reject(exc, drop)
+        self._count(found=bars is not None)
+        return bars
+
+    async def set_resampled(
+        self, series_id: int, revision: int, timeframe: Timeframe, wanted: TimeRange, bars: Sequence[Bar]
+    ) -> None:
+        """Keep the answer for exactly this range."""
+        key = AnswerKey(series_id, revision, timeframe, wanted)
+        value = encode_answer(key, bars)
+
+        async def write() -> bool:
+            return bool(await self._client.set(self._prefix + str(key), value, px=self._ttl_ms))
+
+        if len(value) <= self._max_value_bytes:
+            await self._ask(write)
+
+    async def _reject(self, why: UnsoundValueError, drop: Callable[[], Coroutine[Any, Any, int]]) -> None:
+        self._rejected += 1
+        self._complain("unsound", "An entry of the cache is unsound, and is dropped: %s", why)
         await self._ask(drop)
 
     async def _ask(self, call: Callable[[], Coroutine[Any, Any, T]], *, anyway: bool = False) -> T | None:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from app_extensions.redis_manager import RedisManager
 from domain.bar import Bar, fold, within
-from domain.packed import json_of
+from domain.packed import PackedBars, Rows, json_of
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services.cache_codec import MinuteKey
-from services.cache_manager import Cache, CachedBars, MemoryCache
+from services.cache_manager import Cache, CachedBars, CacheStats, MemoryCache, NoCache
 from services.day_block import DayBlock, Hour
 from services.redis_cache import RedisCache
 from tests.services.redis_server import start_redis, why_unavailable
@@ -152,6 +152,19 @@ async def test_an_answer_without_bars_is_an_answer(cache: Cache) -> None:
     assert await cache.get_resampled(1, 1, Timeframe.D1, range_) == []
 
 
+async def test_no_cache_forgets_everything_at_once() -> None:
+    cache = NoCache()
+    await cache.open()
+    range_ = TimeRange(START_MS, START_MS + DAY_MS)
+    await cache.store_1m_bars(1, 1, random_minutes(1, 10), DAY)
+    await cache.set_resampled(1, 1, Timeframe.H1, range_, [])
+    assert await cache.get_1m_bars(1, 1, DAY) == CachedBars((), RangeSet())
+    assert await cache.get_resampled(1, 1, Timeframe.H1, range_) is None
+    await cache.ping()
+    assert cache.stats() == CacheStats()
+    await cache.close()
+
+
 async def test_what_is_too_large_is_not_kept(clock: ManualClock) -> None:
     cache = MemoryCache(max_bytes=1 << 20, ttl_s=60, clock=clock, max_value_bytes=10_000)
     await cache.store_1m_bars(1, 1, random_minutes(9, 1440, holes=0), DAY)
@@ -231,6 +244,8 @@ async def test_memory_counts_what_it_really_takes(memory: MemoryCache) -> None:
     for revision in range(50):
         await memory.store_1m_bars(1, revision, [], DAY)
     await _store_days(memory, 0, 2)
+    hours = fold(random_minutes(7, 60_000), Timeframe.H1)
+    await memory.set_resampled(1, 1, Timeframe.H1, TimeRange(START_MS, START_MS + 42 * DAY_MS), hours)
     real = _taken(memory._entries, set())
     counted = memory.stats().bytes
     assert counted is not None
@@ -247,7 +262,7 @@ def _taken(thing: object, seen: set[int]) -> int:
         parts = [*thing.keys(), *thing.values()]
     elif isinstance(thing, list | tuple):
         parts = list(thing)
-    elif isinstance(thing, DayBlock | Hour):
+    elif isinstance(thing, DayBlock | Hour | PackedBars | Rows):
         parts = [getattr(thing, name) for name in thing.__slots__]
     return sys.getsizeof(thing) + sum(_taken(part, seen) for part in parts)
 
