@@ -27,6 +27,7 @@ from bench.report import results, table
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SCRATCH = _ROOT / ".bench-tmp"
+_SHARED = "shared"
 _RESULTS = _ROOT / "bench" / "RESULTS.md"
 #: All questions together; `make bench` ends within ten minutes.
 _BUDGET_S = 570.0
@@ -80,6 +81,7 @@ async def _bench(names: Sequence[str], *, quick: bool, whole: bool) -> int:
     outcomes: dict[str, Outcome] = {}
     failed: list[str] = []
     with _scratch() as scratch:
+        (scratch / _SHARED).mkdir()
         for name in names:
             (scratch / name).mkdir()
             sys.stderr.write(f"{name} ...\n")
@@ -116,7 +118,15 @@ async def _answer(name: str, folder: Path, *, quick: bool, ends_s: float) -> Out
     left_s = ends_s - time.monotonic()
     if left_s <= 0:
         raise UnansweredError("no time was left")
-    command = [sys.executable, "-m", child.__name__, name, "quick" if quick else "full", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        child.__name__,
+        name,
+        "quick" if quick else "full",
+        str(folder),
+        str(folder.parent / _SHARED),
+    ]
     # Ctrl-C is for us: the process is told to stop, and then stops what it started.
     process = await asyncio.create_subprocess_exec(
         *command, cwd=_ROOT, stdin=asyncio.subprocess.PIPE, start_new_session=True

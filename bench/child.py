@@ -1,4 +1,4 @@
-"""One question in a process of its own: `python -m bench.child QUESTION full|quick SCRATCH`, for `bench.__main__`.
+"""One question in a process of its own: `python -m bench.child QUESTION full|quick SCRATCH SHARED`.
 
 It ends when its stdin closes, and so never outlives whoever started it.
 """
@@ -48,10 +48,10 @@ async def answer(name: str, task: Task) -> Outcome:
 
 def main(arguments: list[str]) -> int:
     """Write what was found into the scratch folder."""
-    name, mode, scratch = arguments
+    name, mode, scratch, shared = arguments
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        outcome = asyncio.run(answer(name, Task(quick=mode == "quick", scratch=Path(scratch))))
+        outcome = asyncio.run(answer(name, Task(quick=mode == "quick", scratch=Path(scratch), shared=Path(shared))))
     except asyncio.CancelledError:
         return 128 + signal.SIGTERM
     (Path(scratch) / OUTCOME).write_bytes(msgspec.json.encode(outcome))

@@ -1,20 +1,22 @@
-"""A Binance on the loopback with minutes made as they are asked for: `python -m bench.exchange [SYMBOLS]`.
+"""A Binance on the loopback with minutes made as they are asked for: `python -m bench.exchange [SYMBOL ...]`.
 
-With a number of symbols it has so many, and tells their minutes in its stream as they form. One JSON line on stdout
-says what leads CCXT to it. It ends when its stdin closes, and so never outlives a benchmark.
+It tells the minutes of these symbols in its stream as they form, by the clock that it is given; without any, it has a
+few that it is silent about. One JSON line on stdout says what leads CCXT to it. It ends when its stdin closes, and so
+never outlives a benchmark.
 """
 
 import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from bench.clock import SteppingClock, clock_of_environment
 from bench.provider import BEGAN_MS, minute_bars
 from domain.timeframe import MINUTE_MS
 from tests.loopback.binance import PAIRS, BinanceLoopback
@@ -72,9 +74,10 @@ class QuickBinance(BinanceLoopback):
         return web.Response(body=json.dumps(rows, separators=(",", ":")).encode(), content_type="application/json")
 
 
-async def serve(live: int) -> None:
-    """Serve until stdin closes; `live`: so many symbols, told in the stream."""
-    async with QuickBinance({}, symbols=listed(*live_symbols(live)) if live else None) as exchange:
+async def serve(live: Sequence[str]) -> None:
+    """Serve until stdin closes; `live`: symbols told in the stream."""
+    symbols = listed(*live) if live else None
+    async with QuickBinance({}, symbols=symbols, clock=clock_of_environment()) as exchange:
         telling = asyncio.create_task(exchange.tell(), name="tell") if live else None
         sys.stdout.write(json.dumps(exchange.ccxt_options) + "\n")
         sys.stdout.flush()
@@ -89,10 +92,14 @@ def live_symbols(count: int) -> list[str]:
 
 
 @asynccontextmanager
-async def running_exchange(live: int = 0) -> AsyncIterator[dict[str, Any]]:
+async def running_exchange(
+    live: Sequence[str] = (), *, clock: SteppingClock | None = None
+) -> AsyncIterator[dict[str, Any]]:
     """One in a process of its own for the block; options for CCXT that lead to it. `live` as in `serve`."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", __name__, str(live), stdin=pipe, stdout=pipe)
+    environ = {**os.environ, **(clock.environment() if clock else {})}
+    command = [sys.executable, "-m", "bench.exchange", *live]
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environ)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -111,4 +118,4 @@ async def running_exchange(live: int = 0) -> AsyncIterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]) if len(sys.argv) > 1 else 0))
+    asyncio.run(serve(sys.argv[1:]))

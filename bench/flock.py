@@ -5,8 +5,10 @@ import base64
 import os
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+
+import msgspec
 
 _TEXT, _CLOSE, _PING = 0x81, 0x88, 0x89
 #: An empty one, with a mask of zeros.
@@ -140,6 +142,15 @@ class Flock:
         """Count from nothing again."""
         for client in self.clients:
             client.arrivals.clear()
+
+
+async def subscribed(crowd: Flock, symbols: Iterable[str]) -> None:
+    """The only client subscribes to the minutes of these symbols of the exchange on the loopback."""
+    [client] = crowd.clients
+    for number, symbol in enumerate(symbols):
+        asked = {"op": "subscribe", "id": str(number), "market": "crypto", "provider": "binance", "symbol": symbol}
+        client.send(msgspec.json.encode(asked | {"timeframe": "1m"}))
+        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

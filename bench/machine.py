@@ -31,10 +31,10 @@ def cpu_model() -> str:
     return next(models, platform.processor() or "unknown")
 
 
-def resident_mb() -> float | None:
-    """Resident memory of this process in MB; None where the system does not tell."""
+def resident_mb(pid: int | None = None) -> float | None:
+    """Resident memory of a process, by default of this one, in MB; None where the system does not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        pages = int(Path(f"/proc/{'self' if pid is None else pid}/statm").read_text(encoding="ascii").split()[1])
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

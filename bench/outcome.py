@@ -36,6 +36,22 @@ class Row(msgspec.Struct, frozen=True):
         return median(self.figure) / median(self.control) if self.control and median(self.control) else None
 
 
+class Spot(msgspec.Struct, frozen=True):
+    """A function, and its shares of the time: by itself, and with all that it calls."""
+
+    name: str
+    own: float
+    whole: float
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Where a process spent its time. `why_not`: it could not be looked at."""
+
+    title: str
+    spots: list[Spot] = []
+    why_not: str | None = None
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """The answer to one question.
 
@@ -43,18 +59,27 @@ class Outcome(msgspec.Struct, frozen=True):
         rows: its figures.
         notes: what else was seen, in sentences.
         versions: of the servers that it ran on.
+        profiles: where the time went.
     """
 
     rows: list[Row]
     notes: list[str] = []
     versions: dict[str, str] = {}
+    profiles: list[Profile] = []
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What a question is given: whether a quick look will do, and an empty folder that is removed afterwards."""
+    """What a question is given.
+
+    Attributes:
+        quick: a quick look will do.
+        scratch: an empty folder that is removed afterwards.
+        shared: a folder that all questions of a run use, for what takes long to make.
+    """
 
     quick: bool
     scratch: Path
+    shared: Path
 
     @property
     def rounds(self) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from bench.outcome import Outcome, Row, spread
+from bench.outcome import Outcome, Profile, Row, Spot, spread
 
 _HEAD = ("figure", "unit", "median", "spread", "control", "spread", "ratio", "wanted", "rounds")
 _NUMBERS = {2, 3, 4, 5, 6, 8}
@@ -17,6 +17,8 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
     lines = [_aligned(_HEAD, widths)]
     for name, outcome in outcomes.items():
         lines += [name, *(_aligned(row, widths) for row in cells[name]), *(f"  {note}" for note in outcome.notes)]
+        for profile in outcome.profiles:
+            lines += [f"  {line}" for line in (_told(profile), *map(_spot, profile.spots))]
     return "\n".join(lines)
 
 
@@ -31,7 +33,27 @@ def results(outcomes: Mapping[str, Outcome], facts: Mapping[str, str], texts: Ma
             lines += _rows(_HEAD, map(_cells, outcome.rows))
         for note in outcome.notes:
             lines += ["", note]
+        for profile in outcome.profiles:
+            lines += _profile(profile)
     return "\n".join(lines) + "\n"
+
+
+def _profile(profile: Profile) -> list[str]:
+    lines = ["", _told(profile)]
+    if profile.spots:
+        rows = ((f"{spot.own:.1%}", f"{spot.whole:.1%}", spot.name) for spot in profile.spots)
+        lines += ["", *_rows(("by itself", "with callees", "function"), rows)]
+    return lines
+
+
+def _told(profile: Profile) -> str:
+    if profile.why_not is not None:
+        return f"{profile.title}: not profiled, since {profile.why_not}"
+    return f"{profile.title}, where its time goes:"
+
+
+def _spot(spot: Spot) -> str:
+    return f"{spot.own:7.1%} {spot.whole:7.1%}  {spot.name}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -19,9 +19,11 @@ import msgspec
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
+from app_extensions import event_loop
 from app_extensions.embedded_postgres import EmbeddedPostgres
 from app_extensions.server import bind, serve_app
 from app_extensions.wiring import Services, running_services
+from bench.clock import clock_of_environment
 from config import load_config
 from domain.bar import Bar
 from domain.series import Series
@@ -33,6 +35,7 @@ SERIES = Series("demo", "sim", "DEMO/USD")
 #: What a client says first: closed bars only, since the simulated market's own forming ones are not to be counted.
 HELLO = msgspec.json.encode({"op": "subscribe", "id": "a", **SERIES._asdict(), "timeframe": "1m", "bars": "closed"})
 _CANDLERY, _BARE = "candlery", "bare"
+_DATABASE = "CANDLERY_DATABASE_URL"
 _START_S, _STOP_S = 60.0, 10.0
 _MANY_FILES = 16_384
 #: Above that of any claim: what the simulated market's own follower says is old from then on.
@@ -126,21 +129,16 @@ async def run_bare() -> None:
 
 
 async def run_candlery(scratch: Path) -> None:
-    """Serve Candlery whole."""
+    """Serve Candlery whole, on an embedded database where no other is named, by the clock that it is given."""
     async with AsyncExitStack() as stack:
-        server = EmbeddedPostgres(scratch / "postgres")
-        stack.push_async_callback(server.close)
-        await server.open()
-        config = load_config(
-            {
-                "CANDLERY_ENV": "testing",
-                "CANDLERY_DATABASE_URL": server.dsn,
-                "CANDLERY_LOG_LEVEL": "warning",
-                **os.environ,
-            },
-            env_file=None,
-        )
-        services = await stack.enter_async_context(running_services(config))
+        settings = {"CANDLERY_ENV": "testing", "CANDLERY_LOG_LEVEL": "warning", **os.environ}
+        if not settings.get(_DATABASE):
+            server = EmbeddedPostgres(scratch / "postgres")
+            stack.push_async_callback(server.close)
+            await server.open()
+            settings[_DATABASE] = server.dsn
+        config = load_config(settings, env_file=None)
+        services = await stack.enter_async_context(running_services(config, clock=clock_of_environment()))
         ended = asyncio.Event()
         listening = bind("127.0.0.1", 0)
         serving = asyncio.create_task(serve_app(config, services, listening, ended))
@@ -171,6 +169,7 @@ class Remote:
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         """Take what was started."""
         self._process = process
+        self.pid = process.pid
         self.address = ("127.0.0.1", port)
 
     async def order(self, *, bars: int = 0, pause_s: float = 0.0) -> Report:
@@ -227,6 +226,6 @@ def _resident() -> int:
 if __name__ == "__main__":
     allow_many_files()
     if sys.argv[1] == _BARE:
-        asyncio.run(run_bare())
+        event_loop.run(run_bare())
     else:
-        asyncio.run(run_candlery(Path(sys.argv[2])))
+        event_loop.run(run_candlery(Path(sys.argv[2])))

@@ -9,10 +9,8 @@ database's, in a minute. There is no control: what is wanted is a share of the m
 import asyncio
 import time
 
-import msgspec
-
 from bench.exchange import live_symbols, running_exchange
-from bench.flock import Flock, flock
+from bench.flock import Flock, flock, subscribed
 from bench.outcome import Outcome, Row, Task
 from bench.product import WrongResultError, ccxt_settings
 from bench.stream_server import PATH, Remote, allow_many_files, running
@@ -26,25 +24,16 @@ async def run(task: Task) -> Outcome:
     allow_many_files()
     series, minute_s = (50, 5.0) if task.quick else (_SERIES, 60.0)
     async with (
-        running_exchange(series) as options,
+        running_exchange(live_symbols(series)) as options,
         running("candlery", task.scratch, ccxt_settings("binance", options)) as server,
         flock(server.address, PATH, 1, hello=None, wanted=lambda text: b'"state"' in text) as crowd,
     ):
-        await _join(crowd, series)
+        await subscribed(crowd, live_symbols(series))
+        await crowd.until(4 * series, timeout_s=_JOIN_S)
         shares = [await _share(server, crowd, minute_s, series) for _ in range(task.rounds)]
         resident = (await server.order()).resident
     row = Row(f"following {series} series", "cores", shares, target="under 0.5", decimals=2)
     return Outcome([row], [f"{resident / 1e6:.0f} MB resident at the end."])
-
-
-async def _join(crowd: Flock, series: int) -> None:
-    """Subscribe to everything, and wait until all of it is told."""
-    [client] = crowd.clients
-    for number, symbol in enumerate(live_symbols(series)):
-        asked = {"op": "subscribe", "id": str(number), "market": "crypto", "provider": "binance", "symbol": symbol}
-        client.send(msgspec.json.encode(asked | {"timeframe": "1m"}))
-        await asyncio.sleep(0.02)
-    await crowd.until(4 * series, timeout_s=_JOIN_S)
 
 
 async def _share(server: Remote, crowd: Flock, seconds: float, series: int) -> float:
