@@ -30,7 +30,6 @@ def create_app(config: BaseConfig, services: Services | None = None) -> Quart:
         app.extensions[EXTENSION] = services
     app.extensions[STOPPING] = asyncio.Event()
     app.extensions[STREAM] = StreamHub(config, error_mapping.explain)
-    request_context.install(app)
     error_mapping.install(app)
     meters = metrics.install(app)
     for module in (root, health, listings, ohlcv, coverage, series, backfills, stream):
@@ -39,6 +38,7 @@ def create_app(config: BaseConfig, services: Services | None = None) -> Quart:
     answer_cache.install(
         app, meters.count, max_bytes=config.answer_cache_bytes if config.cache_bytes else 0, ttl_s=config.cache_ttl_s
     )
+    request_context.install(app)
     _live(app, config, meters)
     return app
 

@@ -6,10 +6,9 @@ request, such as who sends it, belongs before this layer.
 """
 
 import asyncio
-import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -18,12 +17,11 @@ from quart import Quart
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_etags
 
-from app_extensions.request_context import SANE_ID, Meter
+from app_extensions.request_context import BEGAN, Asgi, Meter
 from blueprints.answers import GZIPPED, KEEP, Keep, is_known
 from blueprints.context import EXTENSION, HttpServices
 
 Headers = list[tuple[bytes, bytes]]
-Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 ROUTE = "/api/v1/ohlcv"
 #: Larger answers are not kept.
@@ -33,38 +31,53 @@ _GZIP_LEVEL = 1
 #: Compressing more than this takes longer than handing it to a thread.
 _GZIP_ON_LOOP_BYTES = 16 << 10
 #: What each answer has of its own.
-_OWN = frozenset({b"x-request-id", b"server-timing", b"content-length", b"date", b"server"})
+_OWN = frozenset({b"content-length", b"date", b"server"})
 
 
 class _Kept:
     """One answer."""
 
-    __slots__ = ("body", "expires_ms", "headers", "keep", "not_modified", "tag", "turn", "zipped", "zipped_headers")
+    __slots__ = ("_given", "_headers", "expires_ms", "keep", "turn", "zipped", "zipped_headers")
 
     def __init__(self, keep: Keep, headers: Iterable[tuple[bytes, bytes]], expires_ms: int) -> None:
-        common = [(name, value) for name, value in headers if name.lower() not in _OWN]
         self.keep = keep
-        self.body = keep.body
         self.expires_ms = expires_ms if keep.until_ms is None else min(expires_ms, keep.until_ms)
-        self.headers = [*common, (b"content-length", b"%d" % len(self.body))]
-        self.tag = next((value.decode("latin-1") for name, value in common if name.lower() == b"etag"), None)
-        self.not_modified = [pair for pair in common if pair[0].lower() != b"content-type"]
-        self.turn = asyncio.Lock()
+        self._given = headers
+        self._headers: Headers | None = None
+        self.turn: asyncio.Lock | None = None
         self.zipped: bytes | None = None
         self.zipped_headers: Headers = []
 
     @property
+    def headers(self) -> Headers:
+        """Of the whole answer. Most answers are never asked for again, so these are made for the first who does."""
+        if self._headers is None:
+            common = [pair for pair in self._given if pair[0].lower() not in _OWN]
+            self._headers = [*common, (b"content-length", b"%d" % len(self.keep.body))]
+        return self._headers
+
+    @property
+    def not_modified(self) -> Headers:
+        """Of the answer to who has it already."""
+        return [pair for pair in self.headers if pair[0].lower() not in {b"content-type", b"content-length"}]
+
+    @property
+    def tag(self) -> str | None:
+        """The entity tag, in its quotes."""
+        return next((value.decode("latin-1") for name, value in self.headers if name.lower() == b"etag"), None)
+
+    @property
     def size(self) -> int:
-        return len(self.body) + len(self.zipped or b"") + _OVERHEAD_BYTES
+        return len(self.keep.body) + len(self.zipped or b"") + _OVERHEAD_BYTES
 
     async def zip(self) -> None:
         """Compress the body, once for all who take it so."""
-        on_loop = len(self.body) <= _GZIP_ON_LOOP_BYTES
-        zipped = _gzip(self.body) if on_loop else await asyncio.to_thread(_gzip, self.body)
+        on_loop = len(self.keep.body) <= _GZIP_ON_LOOP_BYTES
+        zipped = _gzip(self.keep.body) if on_loop else await asyncio.to_thread(_gzip, self.keep.body)
         headers = [pair for pair in self.headers if pair[0].lower() not in {b"etag", b"content-length"}]
         headers += ((b"content-encoding", b"gzip"), (b"content-length", b"%d" % len(zipped)))
-        if self.tag is not None:
-            headers.append((b"etag", (self.tag[:-1] + GZIPPED + '"').encode("latin-1")))
+        if (tag := self.tag) is not None:
+            headers.append((b"etag", (tag[:-1] + GZIPPED + '"').encode("latin-1")))
         self.zipped_headers, self.zipped = headers, zipped
 
 
@@ -86,7 +99,6 @@ class AnswerCache:
         if scope["type"] != "http" or scope["path"] != ROUTE or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
-        began_s = perf_counter()
         asked = dict(scope["headers"])
         key = (scope["query_string"], asked.get(b"origin"))
         kept = self._find(key)
@@ -98,24 +110,20 @@ class AnswerCache:
             # Headers that come twice, and requests with a body, are for those who look closely.
             await self._app(scope, receive, send)
         else:
-            await self._repeat(kept, asked, began_s, send)
+            await self._repeat(kept, asked, scope, send)
 
-    async def _repeat(self, kept: _Kept, asked: dict[bytes, bytes], began_s: float, send: Any) -> None:
-        status, headers, body = 200, kept.headers, kept.body
+    async def _repeat(self, kept: _Kept, asked: dict[bytes, bytes], scope: Any, send: Any) -> None:
+        status, headers, body = 200, kept.headers, kept.keep.body
         known = asked.get(b"if-none-match")
-        if known is not None and kept.tag is not None and _has(known, kept.tag):
+        if known is not None and (tag := kept.tag) is not None and _has(known, tag):
             status, headers, body = 304, kept.not_modified, b""
         elif (coding := asked.get(b"accept-encoding")) is not None and _takes_gzip(coding):
             if kept.zipped is None:
                 await self._zip(kept)
             headers, body = kept.zipped_headers, kept.zipped or b""
-        given = asked.get(b"x-request-id", b"")
-        request_id = given if SANE_ID.fullmatch(given.decode("latin-1")) else os.urandom(16).hex().encode()
-        took_s = perf_counter() - began_s
-        own = [(b"x-request-id", request_id), (b"server-timing", b"total;dur=%.1f" % (took_s * 1000))]
-        await send({"type": "http.response.start", "status": status, "headers": headers + own})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        self._meter("GET", ROUTE, status, perf_counter() - scope[BEGAN])
         await send({"type": "http.response.body", "body": body})
-        self._meter("GET", ROUTE, status, took_s)
 
     def _find(self, key: tuple[bytes, bytes | None]) -> _Kept | None:
         kept = self._kept.get(key)
@@ -155,6 +163,7 @@ class AnswerCache:
         self._make_room()
 
     async def _zip(self, kept: _Kept) -> None:
+        kept.turn = kept.turn or asyncio.Lock()
         async with kept.turn:
             if kept.zipped is not None:
                 return

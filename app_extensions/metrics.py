@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
-from quart import Quart, Response, g, request
+from quart import Quart, Response, request
 
+from app_extensions.request_context import BEGAN
 from blueprints.context import EXTENSION, STREAM
 from blueprints.params import Params
 from blueprints.stream_hub import LAG_BOUNDS_S, StreamHub
@@ -101,7 +102,9 @@ def install(app: Quart) -> HttpMetrics:
     async def count(response: Response) -> Response:
         rule = request.url_rule
         route = rule.rule if rule is not None else "unmatched"
-        metrics.count(request.method, route, response.status_code, perf_counter() - g.began)
+        metrics.count(
+            request.method, route, response.status_code, perf_counter() - cast("dict[str, Any]", request.scope)[BEGAN]
+        )
         return response
 
     @app.get("/metrics")

@@ -1,44 +1,73 @@
-"""What every request and every answer has: an id, a time taken, and headers that keep browsers careful."""
+"""What every request and every answer has: an id, a time taken, and headers that keep browsers careful.
 
+It is a layer before the application, so that it costs no answer more than a few microseconds.
+"""
+
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import perf_counter
-from uuid import uuid4
+from typing import Any
 
-from quart import Quart, Response, g, request
+from quart import Quart, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from app_extensions.logging_setup import request_id_var
 
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 #: Told of each request that was answered: its method, route and status, and the seconds that it took.
 Meter = Callable[[str, str, int, float], None]
-#: What a client may call its request.
-SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+#: Under this name the scope of a request has the `perf_counter` of its beginning.
+BEGAN = "candlery.began"
 #: For any body. The largest that makes sense, a backfill of 500 symbols with long names, stays below.
 MAX_BODY_BYTES = 1 << 20
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_CAREFUL = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+_NO_STORE = (b"cache-control", b"no-store")
 
 
 def install(app: Quart) -> None:
-    """Begin and finish every request of the application."""
+    """Begin and finish every request of the application and of the layers that stand before it already."""
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.before_request(_begin)
-    app.after_request(_finish)
+    app.before_request(_refuse_large)
+    app.asgi_app = RequestContext(app.asgi_app)  # type: ignore[method-assign]
 
 
-async def _begin() -> None:
-    g.began = perf_counter()
-    given = request.headers.get("X-Request-ID", "")
-    g.request_id = given if SANE_ID.fullmatch(given) else uuid4().hex
-    request_id_var.set(g.request_id)
+class RequestContext:
+    """Names each request, and completes each answer."""
+
+    def __init__(self, app: Asgi) -> None:
+        """Take what answers."""
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, and its answer back."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s = scope[BEGAN] = perf_counter()
+        request_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        if not _SANE_ID.fullmatch(request_id):
+            request_id = os.urandom(16).hex().encode()
+
+        async def complete(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                took_ms = (perf_counter() - began_s) * 1000
+                headers = [*message["headers"], *_CAREFUL]
+                if not any(name.lower() == b"cache-control" for name, _ in headers):
+                    headers.append(_NO_STORE)
+                headers += ((b"x-request-id", request_id), (b"server-timing", b"total;dur=%.1f" % took_ms))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        token = request_id_var.set(request_id.decode())
+        try:
+            await self._app(scope, receive, complete)
+        finally:
+            request_id_var.reset(token)
+
+
+async def _refuse_large() -> None:
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
-
-
-async def _finish(response: Response) -> Response:
-    headers = response.headers
-    headers["X-Request-ID"] = g.request_id
-    headers["Server-Timing"] = f"total;dur={(perf_counter() - g.began) * 1000:.1f}"
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Referrer-Policy"] = "no-referrer"
-    headers.setdefault("Cache-Control", "no-store")
-    return response

@@ -36,12 +36,15 @@ class RangeSet:
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         """Build the set from ranges in any order; overlapping and touching ones are joined, empty ones dropped."""
-        self.ranges = tuple(_normalised(ranges))
+        self.ranges = tuple(_normalised(ranges)) if ranges else ()
 
     @classmethod
     def of(cls, start_ms: int, end_ms: int) -> Self:
         """The set of one range."""
-        return cls(((start_ms, end_ms),))
+        made = cls()
+        if start_ms < end_ms:
+            made.ranges = (TimeRange(start_ms, end_ms),)
+        return made
 
     @classmethod
     def ascending(cls, ranges: Iterable[tuple[int, int]]) -> "RangeSet":
@@ -141,7 +144,7 @@ class RangeSet:
     def whole_buckets(self, timeframe: Timeframe) -> "RangeSet":
         """The part made of whole buckets: each range shrunk inward to bucket borders."""
         inward = ((timeframe.ceil(r.start_ms), timeframe.floor(r.end_ms)) for r in self.ranges)
-        return RangeSet((start, end) for start, end in inward if start < end)
+        return _trusted([TimeRange(start, end) for start, end in inward if start < end])
 
     def outward(self, timeframe: Timeframe) -> "RangeSet":
         """Each range grown outward to bucket borders."""

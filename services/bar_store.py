@@ -257,9 +257,9 @@ class BarStore:
         """Bars of `timeframe` as their stored minutes fold to, from the aggregates where those are up to date."""
         async with self.database.connection() as db:
             pending = (await self.rollups.pending(db, series_id, wanted)).outward(timeframe)
-            trusted = RangeSet((wanted,)) - pending
+            trusted = RangeSet.of(*wanted) - pending
             parts = [(part, stored_for(timeframe)) for part in trusted]
-            parts += [(part, Timeframe.M1) for part in pending & RangeSet((wanted,))]
+            parts += [(part, Timeframe.M1) for part in pending & RangeSet.of(*wanted)]
             pieces: list[Rows] = []
             minutes = array("i")
             for part, source in sorted(parts):
@@ -309,7 +309,7 @@ class BarStore:
         span = TimeRange(bars[0].ts, Timeframe.M1.next(bars[-1].ts))
         if len(bars) >= COPY_FROM and await db.fetchval(self._sql["may_copy"], series_id, *span):
             await self._copy(db, series_id, bars)
-            await self.rollups.touched(db, series_id, span)
+            await self.rollups.copied(db, series_id, span, bars)
             return Written(len(bars))
         written, touched = await self._upsert(db, series_id, timeframe, bars)
         if touched is not None:
@@ -322,10 +322,10 @@ class BarStore:
             rows = [(series_id, b.ts, b.open, b.high, b.low, b.close, b.volume) for b in bars]
             await db.copy_records_to_table("bars_1m", records=rows, columns=_COLUMNS)
             return
-        from services.bar_copy import copy_rows  # noqa: PLC0415 - needs NumPy, which a server does not
+        from services.bar_copy import columns_of, copy_rows  # noqa: PLC0415 - needs NumPy, which a server does not
 
         for at in range(0, len(bars), ROWS_PER_COPY):
-            rows_of_part = copy_rows(series_id, bars[at : at + ROWS_PER_COPY])
+            rows_of_part = copy_rows(series_id, columns_of(bars[at : at + ROWS_PER_COPY]))
             await db.copy_to_table("bars_1m", source=rows_of_part, columns=_COLUMNS, format="binary")
 
     async def _upsert(

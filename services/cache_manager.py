@@ -19,7 +19,7 @@ from domain.packed import PackedBars
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
 from services.cache_codec import AnswerKey, MinuteKey
-from services.day_block import DayBlock, Findings, Hour, hours_of, parts_of
+from services.day_block import DayBlock, Findings, Hour, WrittenDay, hours_of, parts_of
 
 T = TypeVar("T")
 
@@ -202,7 +202,7 @@ class MemoryCache(BlockCache):
         self._max_bytes = max_bytes
         self._ttl_ms = int(ttl_s * 1000)
         self._clock = clock
-        self._entries: OrderedDict[MinuteKey | AnswerKey, tuple[int, DayBlock | PackedBars, int]] = OrderedDict()
+        self._entries: OrderedDict[MinuteKey | AnswerKey, tuple[int, WrittenDay | PackedBars, int]] = OrderedDict()
         self._bytes = 0
 
     async def close(self) -> None:
@@ -219,15 +219,15 @@ class MemoryCache(BlockCache):
 
     async def _read_days(self, wanted: Sequence[tuple[MinuteKey, RangeSet]]) -> list[DayBlock | None] | None:
         found = (self._find(key) for key, _ in wanted)
-        return [block if isinstance(block, DayBlock) else None for block in found]
+        return [block if isinstance(block, WrittenDay) else None for block in found]
 
     async def _lay_over(self, fresh: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
         for key, hours in fresh.items():
             block = self._find(key)
-            if not isinstance(block, DayBlock):
-                block = DayBlock(key.day_ms)
+            if not isinstance(block, WrittenDay):
+                block = WrittenDay(key.day_ms)
             for number, newer in hours.items():
-                block.lay(number, newer).write_out()
+                block.lay(number, newer)
             self._put(key, block, block.size)
         return True
 
@@ -246,7 +246,7 @@ class MemoryCache(BlockCache):
         packed = bars if isinstance(bars, PackedBars) else PackedBars.of(bars)
         self._put(AnswerKey(series_id, revision, timeframe, wanted), packed, len(packed.raw()) + len(packed.json()))
 
-    def _find(self, key: MinuteKey | AnswerKey) -> DayBlock | PackedBars | None:
+    def _find(self, key: MinuteKey | AnswerKey) -> WrittenDay | PackedBars | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -256,7 +256,7 @@ class MemoryCache(BlockCache):
         self._entries.move_to_end(key)
         return entry[1]
 
-    def _put(self, key: MinuteKey | AnswerKey, value: DayBlock | PackedBars, size: int) -> None:
+    def _put(self, key: MinuteKey | AnswerKey, value: WrittenDay | PackedBars, size: int) -> None:
         self._forget(key)
         size += self._OVERHEAD_BYTES
         if size > min(self._max_bytes, self._max_value_bytes + self._OVERHEAD_BYTES):

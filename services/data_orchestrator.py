@@ -77,13 +77,13 @@ class DataOrchestrator:
         closed = RangeSet()
         calendar = listing.stored.calendar
         if calendar is not None and wanted.length_ms > 0:
-            closed = RangeSet((wanted,)) - await self._sessions.open_ranges(calendar, timeframe, wanted)
+            closed = RangeSet.of(*wanted) - await self._sessions.open_ranges(calendar, timeframe, wanted)
         return Ask(listing.series, listing.stored, timeframe, wanted, closed, now_ms, listing.feed)
 
     async def bars(self, ask: Ask) -> Bars:
         """Closed bars of the range, fetched where nobody knew them yet."""
         trace = Trace()
-        wanted = RangeSet((ask.range,))
+        wanted = RangeSet.of(*ask.range)
         # The cache may hold the provider's own bars.
         by_minutes = ask.minutes_final and ask.folds_minutes
         cached = SourceAnswer() if by_minutes else await self._cache.read(ask, wanted, trace)
@@ -97,7 +97,7 @@ class DataOrchestrator:
 
     async def coverage(self, ask: Ask) -> list[Tile]:
         """Verdicts that tile the range, from what is stored alone."""
-        wanted = RangeSet((ask.range,))
+        wanted = RangeSet.of(*ask.range)
         if ask.timeframe is Timeframe.M1:
             knowledge = await self._store.knowledge(ask.stored.id, Timeframe.M1, ask.range)
             data = await self._store.runs(ask.stored.id, Timeframe.M1, ask.range, folded=True)
@@ -126,14 +126,14 @@ class DataOrchestrator:
     async def is_unlisted(self, ask: Ask) -> bool:
         """Whether the symbol did not trade yet anywhere in the range."""
         knowledge = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
-        return knowledge.not_listed.covers(RangeSet((ask.range,)))
+        return knowledge.not_listed.covers(RangeSet.of(*ask.range))
 
     async def skip_empty(self, ask: Ask) -> int:
         """How far from its start on the range has nothing to give: up to the next bar, or to what can be asked for.
 
         A provider that answers with its first bars, however far ahead they lie, is asked once.
         """
-        whole = RangeSet((ask.range,))
+        whole = RangeSet.of(*ask.range)
         accounted, stored_ms = await self._accounted(ask)
         ahead = RangeSet.of(ask.range.start_ms, stored_ms) - accounted
         if ahead and await self._plugin.peek(ask, whole - accounted):

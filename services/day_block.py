@@ -7,7 +7,7 @@ learnt of it makes another one, so that whoever reads the old one is not disturb
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from domain.bar import Bar
 from domain.packed import ROW, PackedBars, Piece, text_of
@@ -24,21 +24,21 @@ _NO_ROWS = bytes(SLOTS * ROW.size)
 class Hour:
     """What is known of an hour: minutes whose truth is settled, those of them that have a bar, and the bars' rows."""
 
-    __slots__ = ("_ends", "_text", "known", "present", "slots")
+    __slots__ = ("_ends", "known", "present", "slots", "written")
 
     def __init__(self, known: int, present: int, slots: bytes) -> None:
         """Take a bit for each slot that is known, one for each that holds a bar, and the rows, slot by slot."""
         self.known = known
         self.present = present
         self.slots = slots if present else b""
-        self._text = b""
+        #: A text that its own is a part of, and where that begins.
+        self.written: tuple[bytes, int] | None = None
         self._ends: array[int] | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes."""
-        ends = 0 if self._ends is None else sys.getsizeof(self._ends)
-        return sum(map(sys.getsizeof, (self, self.known, self.present, self.slots, self._text))) + ends
+        """Bytes of memory that it takes, without its text."""
+        return sum(map(sys.getsizeof, (self, self.known, self.present, self.slots, self._ends, self.written)))
 
     def overlaid(self, newer: "Hour") -> "Hour":
         """This hour with newer knowledge laid over it."""
@@ -59,8 +59,8 @@ class Hour:
             if self.present >> slot & 1:
                 at += len(next(texts)) + len("[],")
             ends.append(at)
-        self._text = b"".join(b"[%b]," % row for row in rows)
         self._ends = ends
+        self.written = (b"".join(b"[%b]," % row for row in rows), 0)
 
     def count(self, first: int, end: int) -> int:
         """Bars in the slots from `first` to `end`."""
@@ -73,9 +73,15 @@ class Hour:
 
     def text(self, first: int, end: int) -> bytes:
         """The bars in the slots, which are some, as JSON arrays with commas between them."""
-        if self._ends is None:
+        if self.written is None:
             return text_of(self.raw(first, end))
-        return self._text[self._ends[first] : self._ends[end] - 1]
+        text, base = self.written
+        return text[base + self.end(first) : base + self.end(end) - 1]
+
+    def end(self, slot: int) -> int:
+        """Where in its text, which is written, the bars before a slot end."""
+        assert self._ends is not None
+        return self._ends[slot]
 
 
 class _Slots:
@@ -109,11 +115,6 @@ class DayBlock:
         self.day_ms = day_ms
         self.hours = list(hours)
 
-    @property
-    def size(self) -> int:
-        """Bytes of memory that it takes."""
-        return sum(map(sys.getsizeof, (self, self.hours))) + sum(hour.size for hour in self.hours if hour is not None)
-
     def lay(self, hour: int, newer: Hour) -> Hour:
         """Lay newer knowledge over an hour; what it is then."""
         older = self.hours[hour]
@@ -129,6 +130,99 @@ class DayBlock:
                 if hour is not None:
                     base = number * SLOTS
                     found.add(self.day_ms + number * HOUR_MS, hour, max(first - base, 0), min(end - base, SLOTS))
+
+
+class _Whole:
+    """A day's hours at one moment, with their texts in one."""
+
+    __slots__ = ("bases", "hours", "present", "text")
+
+    def __init__(self, hours: Iterable[Hour | None]) -> None:
+        self.hours = tuple(hours)
+        self.present = 0
+        texts, self.bases = [], [0]
+        for number, hour in enumerate(self.hours):
+            text = b""
+            if hour is not None and hour.written is not None:
+                self.present |= hour.present << (number * SLOTS)
+                whole, base = hour.written
+                text = whole[base : base + hour.end(SLOTS)]
+            texts.append(text)
+            self.bases.append(self.bases[-1] + len(text))
+        self.text = b"".join(texts)
+        for hour, base in zip(self.hours, self.bases, strict=False):
+            if hour is not None:
+                hour.written = (self.text, base)
+
+    def end(self, slot: int) -> int:
+        number, at = divmod(slot, SLOTS)
+        hour = self.hours[number] if at else None
+        return self.bases[number] + (hour.end(at) if hour is not None else 0)
+
+
+class _Stretch:
+    """The bars in some slots of a day, all of them known."""
+
+    __slots__ = ("_count", "_day", "_end", "_first")
+
+    def __init__(self, day: _Whole, first: int, end: int, bits: int) -> None:
+        self._day = day
+        self._first = first
+        self._end = end
+        self._count = (day.present & bits).bit_count()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def raw(self) -> bytes:
+        first, end = self._first, self._end
+        touched = range(first // SLOTS, (end + SLOTS - 1) // SLOTS)
+        hours = ((self._day.hours[number], number * SLOTS) for number in touched)
+        return b"".join(
+            hour.raw(max(first - base, 0), min(end - base, SLOTS)) for hour, base in hours if hour is not None
+        )
+
+    def text(self) -> bytes:
+        return self._day.text[self._day.end(self._first) : self._day.end(self._end) - 1]
+
+
+class WrittenDay(DayBlock):
+    """A day whose bars are written out, so that a stretch of it is one piece of text."""
+
+    __slots__ = ("_known", "_whole")
+
+    def __init__(self, day_ms: int) -> None:
+        """Begin with nothing."""
+        super().__init__(day_ms)
+        self._known = 0
+        self._whole: _Whole | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes."""
+        hours = [hour for hour in self.hours if hour is not None]
+        texts = {id(hour.written[0]): len(hour.written[0]) for hour in hours if hour.written is not None}
+        return sys.getsizeof(self) + sys.getsizeof(self.hours) + sum(hour.size for hour in hours) + sum(texts.values())
+
+    def lay(self, hour: int, newer: Hour) -> Hour:
+        """Lay newer knowledge over an hour; what it is then."""
+        now = super().lay(hour, newer)
+        now.write_out()
+        self._known |= now.known << (hour * SLOTS)
+        self._whole = None
+        return now
+
+    def take(self, wanted: RangeSet, found: "Findings") -> None:
+        """Add what is known of the wanted minutes of this day."""
+        for stretch in wanted:
+            first, end = (stretch.start_ms - self.day_ms) // MINUTE_MS, (stretch.end_ms - self.day_ms) // MINUTE_MS
+            bits = mask(first, end)
+            if self._known & bits != bits:
+                super().take(RangeSet.of(*stretch), found)
+                continue
+            if self._whole is None:
+                self._whole = _Whole(self.hours)
+            found.add_known(stretch, _Stretch(self._whole, first, end, bits))
 
 
 class Findings:
@@ -148,6 +242,11 @@ class Findings:
     def known(self) -> RangeSet:
         """The minutes that are known."""
         return RangeSet.joining(self._known)
+
+    def add_known(self, stretch: TimeRange, piece: Piece) -> None:
+        """Add the bars of a stretch that is known."""
+        self._known.append(stretch)
+        self._pieces.append(piece)
 
     def add(self, hour_ms: int, hour: Hour, first: int, end: int) -> None:
         """Add what is known of an hour's slots."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from domain.clock import Clock
@@ -337,6 +338,7 @@ def _with_use(
     return total
 
 
+@lru_cache(maxsize=256)
 def _hash(credentials: Credentials) -> str:
     text = f"{credentials.key}\0{credentials.secret}\0{credentials.password}"
     return hashlib.sha256(text.encode()).hexdigest()

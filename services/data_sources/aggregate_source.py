@@ -50,4 +50,4 @@ class AggregateSource(DataSource):
 
     async def _by_minutes(self, ask: Ask, part: TimeRange, empties_are_final: RangeSet) -> RangeSet:
         data = await self._store.runs(ask.stored.id, Timeframe.M1, part, folded=True)
-        return (data | empties_are_final).whole_buckets(ask.timeframe) & RangeSet((part,))
+        return (data | empties_are_final).whole_buckets(ask.timeframe) & RangeSet.of(*part)

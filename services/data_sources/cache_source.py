@@ -36,5 +36,5 @@ class CacheSource(DataSource):
         series_id, revision = ask.stored.id, ask.stored.revision
         if ask.timeframe is Timeframe.M1:
             await self._cache.store_1m_bars(series_id, revision, clipped(answer.bars, answer.lasting), answer.lasting)
-        elif answer.lasting.covers(RangeSet((ask.range,))):
+        elif answer.lasting.covers(RangeSet.of(*ask.range)):
             await self._cache.set_resampled(series_id, revision, ask.timeframe, ask.range, answer.bars)

@@ -250,6 +250,8 @@ async def test_memory_counts_what_it_really_takes(memory: MemoryCache) -> None:
     counted = memory.stats().bytes
     assert counted is not None
     assert 0.9 * real <= counted <= 1.5 * real
+    await memory.get_1m_bars(1, 1, RangeSet.of(START_MS, START_MS + 2 * DAY_MS))
+    assert 0.9 * _taken(memory._entries, set()) <= counted, "reading takes no more"
 
 
 def _taken(thing: object, seen: set[int]) -> int:
@@ -263,7 +265,7 @@ def _taken(thing: object, seen: set[int]) -> int:
     elif isinstance(thing, list | tuple):
         parts = list(thing)
     elif isinstance(thing, DayBlock | Hour | PackedBars | Rows):
-        parts = [getattr(thing, name) for name in thing.__slots__]
+        parts = [getattr(thing, name) for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
     return sys.getsizeof(thing) + sum(_taken(part, seen) for part in parts)
 
 
