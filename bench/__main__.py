@@ -85,11 +85,13 @@ async def _bench(names: Sequence[str], *, quick: bool, whole: bool) -> int:
         for name in names:
             (scratch / name).mkdir()
             sys.stderr.write(f"{name} ...\n")
+            began_s = time.monotonic()
             try:
                 outcomes[name] = await _answer(name, scratch / name, quick=quick, ends_s=ends_s)
             except UnansweredError as exc:
                 failed.append(name)
                 sys.stderr.write(f"{name}: {exc}\n")
+            sys.stderr.write(f"{name} took {time.monotonic() - began_s:.0f} s\n")
     sys.stdout.write(table(outcomes) + "\n")
     if failed:
         sys.stderr.write(f"Not answered: {', '.join(failed)}.\n")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from domain.clock import Clock, SystemClock
-from domain.timeframe import MINUTE_MS
+from domain.timeframe import DAY_MS, MINUTE_MS
 
 _VARIABLE = "BENCH_CLOCK"
 
@@ -25,6 +25,11 @@ class SteppingClock(NamedTuple):
     began_s: float
     first_ms: int
     step_s: float
+
+    @classmethod
+    def from_yesterday(cls, step_s: float) -> "SteppingClock":
+        """One that begins now with a minute of yesterday: nothing that it says lies in the machine's own future."""
+        return cls(time.time(), time.time_ns() // 1_000_000 // MINUTE_MS * MINUTE_MS - DAY_MS, step_s)
 
     def now_ms(self) -> int:
         """UTC epoch milliseconds."""

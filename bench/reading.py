@@ -23,6 +23,7 @@ from bench.product import WrongResultError, ccxt_settings
 from bench.profile import profile
 from bench.servers import Server, bare_serve, candlery_serve
 from config import BaseConfig
+from domain.timeframe import HOUR_MS, MINUTE_MS
 
 #: Nothing is remembered: every answer comes from the database.
 NO_CACHES = {"CANDLERY_CACHE_BYTES": "0"}
@@ -217,10 +218,12 @@ def check_answer(target: str, answer: Any, *, source: str | None, bars: int | No
     """`source`: all of it is from there; `bars`: so many, where the target does not say it by its range."""
     asked = {name: values[0] for name, values in parse_qs(urlsplit(target).query).items()}
     times = [row[0] for row in answer["bars"]]
-    step_ms = {"1m": 60_000, "1h": 3_600_000}[asked["timeframe"]]
-    wanted = list(range(int(asked["start"]), int(asked["end"]), step_ms)) if "start" in asked else None
-    if wanted is None and times:
-        wanted = list(range(times[0], times[0] + (bars or 0) * step_ms, step_ms))
+    step_ms = {"1m": MINUTE_MS, "1h": HOUR_MS}[asked["timeframe"]]
+    if "start" in asked:
+        wanted = list(range(int(asked["start"]), int(asked["end"]), step_ms))
+    else:
+        first_ms = times[0] if times else 0
+        wanted = list(range(first_ms, first_ms + (bars or 0) * step_ms, step_ms))
     if times != wanted or not answer["coverage"]["complete"]:
         raise WrongResultError(f"{target} was answered with {len(times)} bars, {answer['coverage']}")
     if source is not None and answer["sources"] != [source]:

@@ -25,7 +25,12 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 def results(outcomes: Mapping[str, Outcome], facts: Mapping[str, str], texts: Mapping[str, str]) -> str:
     """The document; `texts` say of each question what it measures."""
     versions = {name: number for outcome in outcomes.values() for name, number in outcome.versions.items()}
-    lines = ["# Results of `make bench`", "", "Written by a full run; see docs/development.md.", ""]
+    lines = [
+        "# Results of `make bench`",
+        "",
+        "Written by a full run; see docs/development.md. What was learned from it: [FINDINGS.md](FINDINGS.md).",
+        "",
+    ]
     lines += _rows(("measured on", ""), sorted({**facts, **versions}.items(), key=lambda fact: fact[0].lower()))
     for name, outcome in outcomes.items():
         lines += ["", f"## {name}", "", texts[name], ""]

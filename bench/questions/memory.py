@@ -6,7 +6,6 @@ a minute takes five seconds by the clocks of the exchange and the server, so tha
 """
 
 import asyncio
-import time
 
 from bench.clock import SteppingClock
 from bench.exchange import live_symbols, running_exchange
@@ -16,7 +15,6 @@ from bench.outcome import Outcome, Row, Task
 from bench.product import ccxt_settings
 from bench.servers import candlery_serve
 from bench.stream_server import PATH, running
-from domain.timeframe import DAY_MS, MINUTE_MS
 
 _SERIES, _QUICK_SERIES = 100, 20
 _IDLE_S, _QUICK_IDLE_S = 5.0, 1.0
@@ -50,9 +48,7 @@ async def _idle_mb(task: Task, number: int) -> float:
 
 async def _live_mb(task: Task, number: int, series: int) -> float:
     symbols = live_symbols(series)
-    # Yesterday, so that nothing of it lies in the future of the machine's own clock.
-    first_ms = time.time_ns() // 1_000_000 // MINUTE_MS * MINUTE_MS - DAY_MS
-    clock = SteppingClock(time.time(), first_ms, _MINUTE_S)
+    clock = SteppingClock.from_yesterday(_MINUTE_S)
     async with (
         running_exchange(symbols, clock=clock) as options,
         running(

@@ -2,13 +2,15 @@
 
 A Binance on the loopback tells each minute every two seconds while it forms, as the real one does, and when it is
 closed: 500 minutes then close at one instant, and are stored with ledger and aggregates. The real CCXT Pro client
-hears them; one WebSocket client has subscribed to all. A value is the processor time of the server, without its
-database's, in a minute. There is no control: what is wanted is a share of the machine.
+hears them; one WebSocket client has subscribed to all. By the clocks of the exchange and the server a minute closes
+every 20 seconds: three times as often as in life, while what forms is told as often. A value is the processor time of
+the server, without its database's, over one such minute. There is no control: what is wanted is a share of the machine.
 """
 
 import asyncio
 import time
 
+from bench.clock import SteppingClock
 from bench.exchange import live_symbols, running_exchange
 from bench.flock import Flock, flock, subscribed
 from bench.outcome import Outcome, Row, Task
@@ -16,16 +18,18 @@ from bench.product import WrongResultError, ccxt_settings
 from bench.stream_server import PATH, Remote, allow_many_files, running
 
 _SERIES = 500
+_MINUTE_S = 20.0
 _JOIN_S = 120.0
 
 
 async def run(task: Task) -> Outcome:
     """Measure minute after minute."""
     allow_many_files()
-    series, minute_s = (50, 5.0) if task.quick else (_SERIES, 60.0)
+    series, minute_s = (50, 5.0) if task.quick else (_SERIES, _MINUTE_S)
+    clock = SteppingClock.from_yesterday(minute_s)
     async with (
-        running_exchange(live_symbols(series)) as options,
-        running("candlery", task.scratch, ccxt_settings("binance", options)) as server,
+        running_exchange(live_symbols(series), clock=clock) as options,
+        running("candlery", task.scratch, ccxt_settings("binance", options) | clock.environment()) as server,
         flock(server.address, PATH, 1, hello=None, wanted=lambda text: b'"state"' in text) as crowd,
     ):
         await subscribed(crowd, live_symbols(series))

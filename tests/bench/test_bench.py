@@ -5,13 +5,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bench.__main__ import all_questions, text_of
-from bench.outcome import Outcome, Row
+from bench.clock import SteppingClock, clock_of_environment
+from bench.outcome import Outcome, Profile, Row, Spot
+from bench.profile import spots
 from bench.report import results, table
+from domain.clock import SystemClock
+from domain.timeframe import MINUTE_MS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / ".bench-tmp"
@@ -34,6 +39,7 @@ def test_a_quick_run_of_one_question_prints_its_rows_and_writes_no_results():
     before = document.read_bytes() if document.exists() else None
     run = finished("--quick", "backfill_plan")
     assert run.returncode == 0, run.stderr
+    assert re.fullmatch(r"backfill_plan \.\.\.\nbackfill_plan took \d+ s\n", run.stderr)
     head, question, row = run.stdout.splitlines()
     assert head.split()[:3] == ["figure", "unit", "median"]
     assert question == "backfill_plan"
@@ -48,7 +54,7 @@ def test_a_backfill_that_is_measured_was_done_right():
 
 
 def test_answers_that_are_measured_hold_what_was_asked_for():
-    run = finished("--quick", "read_repeat", "read_windows", "read_database", "read_aggregate")
+    run = finished("--quick", "read_repeat", "read_windows", "read_latest", "read_database", "read_aggregate")
     assert run.returncode == 0, run.stderr
     assert "the same 1,000 bars, hypercorn" in run.stdout
     assert "168 bars of 1h from the aggregate" in run.stdout
@@ -60,10 +66,17 @@ def test_an_import_that_is_measured_stores_every_row():
     assert "17,280 rows a round." in run.stdout
 
 
+def test_reads_are_measured_on_a_database_that_has_grown():
+    run = finished("--quick", "read_grown")
+    assert run.returncode == 0, run.stderr
+    assert "p99 of 80,000 rows" in run.stdout
+
+
 def test_a_start_that_is_measured_ends_with_an_answer():
-    run = finished("--quick", "start")
+    run = finished("--quick", "start", "memory")
     assert run.returncode == 0, run.stderr
     assert "second start" in run.stdout
+    assert "with 20 live series" in run.stdout
 
 
 def test_a_stream_that_is_measured_reaches_every_client():
@@ -116,6 +129,51 @@ OUTCOMES = {
 }
 
 
+def test_a_profile_tells_functions_by_module_and_not_where_they_lie_on_this_machine():
+    root, site = f"{ROOT}/services/cache.py", "/home/me/.venv/lib/python3.11/site-packages/quart/app.py"
+    stacks = [
+        f"run ({site}:7);get ({root}:3) 6",
+        f"run ({site}:9) 3",
+        "process 12:a name 4",
+        "get (services/b.py:1) 1",
+    ]
+    assert spots(stacks) == [
+        Spot("services/cache.py: get", 0.6, 0.6),
+        Spot("quart/app.py: run", 0.3, 0.9),
+        Spot("services/b.py: get", 0.1, 0.1),
+    ]
+
+
+PROFILE = Profile("The server", [Spot("app.py: get", 0.25, 0.5)])
+UNSEEN = Profile("The other", why_not="it could not be.")
+
+
+def test_profiles_stand_behind_the_figures():
+    written = results({"speed": Outcome([], profiles=[PROFILE, UNSEEN])}, {}, {"speed": "How fast."}).splitlines()
+    assert written[-7:] == [
+        "The server, where its time goes:",
+        "",
+        "| by itself | with callees | function |",
+        "| --- | --- | --- |",
+        "| 25.0% | 50.0% | app.py: get |",
+        "",
+        "The other: not profiled, since it could not be.",
+    ]
+    told = table({"speed": Outcome([], profiles=[PROFILE])}).splitlines()
+    assert told[-1].split() == ["25.0%", "50.0%", "app.py:", "get"]
+
+
+def test_a_stepping_clock_begins_a_minute_at_each_step_and_is_the_same_in_another_process():
+    clock = SteppingClock(time.time() - 1_000.25, 60_000, 0.5)
+    other = clock_of_environment(clock.environment())
+    assert other == clock
+    before = clock.now_ms()
+    assert before >= 60_000 + 2_000 * MINUTE_MS
+    assert before % MINUTE_MS < 500
+    assert other.now_ms() >= before
+    assert isinstance(clock_of_environment({}), SystemClock)
+
+
 def test_the_table_holds_medians_spreads_and_ratios():
     _, name, first, second, note = table(OUTCOMES).splitlines()
     assert (name, note.strip()) == ("speed", "A note.")
@@ -128,7 +186,7 @@ def test_the_results_are_laid_out_the_same_each_time():
     assert written.splitlines() == [
         "# Results of `make bench`",
         "",
-        "Written by a full run; see docs/development.md.",
+        "Written by a full run; see docs/development.md. What was learned from it: [FINDINGS.md](FINDINGS.md).",
         "",
         "| measured on |  |",
         "| --- | --- |",

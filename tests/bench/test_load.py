@@ -1,0 +1,101 @@
+"""The load generator asks for each target, connects again where it is told to, and says what is wrong with answers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench.load import Load, Plan, load
+
+Answer = Callable[[bytes, int], bytes]
+
+
+def good(target: bytes, number: int) -> bytes:
+    body = b'{"of":"%s"}' % target
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+@asynccontextmanager
+async def serving(answer: Answer) -> AsyncIterator[tuple[tuple[str, int], list[bytes]]]:
+    """A server that answers the n-th request of a connection as told, in pieces; its address and all targets."""
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = 0
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                asked.append(head.split()[1])
+                said = answer(asked[-1], number)
+                number += 1
+                for at in range(0, len(said), 25):
+                    writer.write(said[at : at + 25])
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                if b"connection: close" in said:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[:2], asked
+    finally:
+        server.close()
+
+
+async def loaded(tmp_path: Path, answer: Answer, *, again: bool = True, least: int = 1) -> tuple[Load, list[bytes]]:
+    path = tmp_path / "targets"
+    path.write_text("\n".join(f"/{number}" for number in range(50)))
+    async with serving(answer) as (address, asked):
+        plan = Plan(address, str(path), least, 100, again, seconds=0.3, warm_up_s=0.1, connections=4)
+        async with asyncio.timeout(30):
+            return await load(plan), asked
+
+
+async def test_every_target_is_asked_for_and_some_answers_are_kept_whole(tmp_path: Path):
+    done, asked = await loaded(tmp_path, good)
+    assert done.faults == []
+    assert done.answers > 0
+    assert done.rate == done.answers / done.seconds
+    assert 0 < done.p50_ms <= done.p99_ms
+    assert asked[:4] == [b"/0", b"/1", b"/2", b"/3"]
+    assert done.kept
+    assert [body for _, body in done.kept] == [f'{{"of":"{target}"}}' for target, _ in done.kept]
+
+
+async def test_no_target_is_asked_for_twice_unless_that_is_wanted(tmp_path: Path):
+    done, asked = await loaded(tmp_path, good, again=False)
+    assert done.faults[:1] == ["there were not enough targets"]
+    assert sorted(asked) == sorted(b"/%d" % number for number in range(50))
+
+
+async def test_a_connection_that_the_server_closes_after_an_answer_is_made_again(tmp_path: Path):
+    def closing(target: bytes, number: int) -> bytes:
+        said = good(target, number)
+        return said.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1) if number == 2 else said
+
+    done, asked = await loaded(tmp_path, closing)
+    assert done.faults == []
+    assert len(asked) > 4 * 3
+
+
+async def test_an_answer_of_another_status_or_length_is_a_fault(tmp_path: Path):
+    def failing(target: bytes, number: int) -> bytes:
+        return b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno"
+
+    done, _ = await loaded(tmp_path, failing)
+    assert "was answered with b'HTTP/1.1 503 No" in done.faults[0]
+    done, _ = await loaded(tmp_path, good, least=90)
+    assert "bytes" in done.faults[0]
+
+
+async def test_a_connection_that_is_lost_without_a_word_is_a_fault(tmp_path: Path):
+    def cutting(target: bytes, number: int) -> bytes:
+        # Its length is not told, so that it is no answer; the server goes all the same.
+        return b"HTTP/1.1 200 OK\r\nconnection: close"
+
+    done, _ = await loaded(tmp_path, cutting)
+    assert done.faults[0].startswith("a connection was lost")
