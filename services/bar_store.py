@@ -149,8 +149,9 @@ class BarStore:
         found = await self.find_series(series)
         if found is not None:
             return found
+        era = self.revisions.era
         async with self.database.transaction() as db:
-            made = StoredSeries(*await db.fetchrow(self._series_sql["create"], *series, calendar))
+            made = StoredSeries(*await db.fetchrow(self._series_sql["create"], *series, calendar))._replace(era=era)
             if listed_ms is not None:
                 await self.ledger.not_listed(db, made.id, Timeframe.M1, RangeSet.of(0, Timeframe.M1.floor(listed_ms)))
         return made
