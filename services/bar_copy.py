@@ -1,35 +1,43 @@
-"""Packed bars in the binary format of PostgreSQL's COPY: https://www.postgresql.org/docs/current/sql-copy.html."""
+"""Bars for PostgreSQL's COPY in its binary format, https://www.postgresql.org/docs/current/sql-copy.html."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from domain.packed import PackedBars
 
 #: PostgreSQL counts microseconds from 2000-01-01.
 _EPOCH_MS = 946_684_800_000
 _BEGIN, _END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
-_VALUES = ("open", "high", "low", "close", "volume")
-_PACKED = np.dtype([("ts", ">i8"), *((name, ">f8") for name in _VALUES)])
-#: Each number after its size in bytes.
-_ROW = np.dtype(
-    [("fields", ">i2"), ("series_size", ">i4"), ("series", ">i4"), ("ts_size", ">i4"), ("ts", ">i8")]
-    + [part for name in _VALUES for part in ((f"{name}_size", ">i4"), (name, ">f8"))]
-)
+_PACKED = np.dtype([("ts", ">i8"), *((name, ">f8") for name in ("open", "high", "low", "close", "volume"))])
 _CHUNK_ROWS = 2_000
 
+#: Times in UTC epoch milliseconds, opens, highs, lows, closes, volumes, and what else a table has.
+Columns = Sequence[NDArray[Any]]
 
-async def copy_rows(series_id: int, bars: PackedBars) -> AsyncIterator[bytes]:
-    """Rows of a series: its number, then time, open, high, low, close and volume; a little at a time."""
+
+def columns_of(bars: PackedBars) -> Columns:
+    """The bars as columns."""
     packed = np.frombuffer(bars.raw(), _PACKED)
+    return [packed[name].astype(packed.dtype[name].newbyteorder("=")) for name in _PACKED.names or ()]
+
+
+async def copy_rows(series_id: int, columns: Columns) -> AsyncIterator[bytes]:
+    """Rows of a series, its number first; a little at a time."""
+    # Each number after its size in bytes.
+    kinds = [(f"{number}", f">{column.dtype.kind}8") for number, column in enumerate(columns)]
+    parts = [part for name, kind in kinds for part in ((f"size of {name}", ">i4"), (name, kind))]
+    row = np.dtype([("fields", ">i2"), ("size of series", ">i4"), ("series", ">i4"), *parts])
     yield _BEGIN
-    for at in range(0, len(packed), _CHUNK_ROWS):
-        part = packed[at : at + _CHUNK_ROWS]
-        rows = np.empty(len(part), _ROW)
-        rows["fields"] = 2 + len(_VALUES)
-        rows["series_size"], rows["series"] = 4, series_id
-        rows["ts_size"], rows["ts"] = 8, (part["ts"] - _EPOCH_MS) * 1000
-        for name in _VALUES:
-            rows[f"{name}_size"], rows[name] = 8, part[name]
+    for at in range(0, len(columns[0]), _CHUNK_ROWS):
+        chunk = [column[at : at + _CHUNK_ROWS] for column in columns]
+        chunk[0] = (chunk[0] - _EPOCH_MS) * 1000
+        rows = np.empty(len(chunk[0]), row)
+        rows["fields"] = 1 + len(columns)
+        rows["size of series"], rows["series"] = 4, series_id
+        for (name, _), column in zip(kinds, chunk, strict=True):
+            rows[f"size of {name}"], rows[name] = 8, column
         yield rows.tobytes()
     yield _END

@@ -5,7 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from domain.bar import Bar
 from domain.clock import Clock
+from domain.packed import PackedBars
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from services.database import Connection, Database
@@ -23,6 +25,8 @@ class Level(NamedTuple):
         """Name of the aggregate."""
         return table_of(self.timeframe)
 
+
+_COLUMNS = ("series_id", "ts", "open", "high", "low", "close", "volume", "minutes")
 
 #: Finest first: each is built from the one before.
 LEVELS = (
@@ -69,6 +73,10 @@ class Rollups(ABC):
     async def touched(self, db: Connection, series_id: int, span: TimeRange) -> None:
         """Minutes of `span` were written in the transaction that `db` is in."""
 
+    async def copied(self, db: Connection, series_id: int, span: TimeRange, bars: Sequence[Bar]) -> None:  # noqa: ARG002
+        """These minutes of `span` were written in the transaction that `db` is in, where none was before."""
+        await self.touched(db, series_id, span)
+
     @abstractmethod
     async def settle(self) -> None:
         """After a commit: rebuild what was touched and is not rebuilt yet."""
@@ -91,14 +99,37 @@ class PlainRollups(Rollups):
     async def touched(self, db: Connection, series_id: int, span: TimeRange) -> None:
         """Rebuild every level over `span`, grown outward to its buckets."""
         for level in LEVELS:
-            query = self._sql["rebuild"].format(
-                target=level.table,
-                source=table_of(level.finer),
-                bucket=bucket_of(level.timeframe),
-                minutes=minutes_in(level.finer),
-            )
-            start, end = level.timeframe.floor(span.start_ms), level.timeframe.ceil(span.end_ms)
-            await db.execute(query, series_id, start, end)
+            await self._rebuild(db, series_id, level, span)
+
+    async def copied(self, db: Connection, series_id: int, span: TimeRange, bars: Sequence[Bar]) -> None:
+        """Write the buckets that lie within `span` from packed bars, and rebuild those at its ends."""
+        if not isinstance(bars, PackedBars):
+            await self.touched(db, series_id, span)
+            return
+        from services.bar_copy import copy_rows  # noqa: PLC0415 - needs NumPy, which a server does not
+        from services.rollup_columns import folded, minutes_of  # noqa: PLC0415
+
+        rows = await asyncio.to_thread(minutes_of, bars)
+        for level in LEVELS:
+            ceil, floor = level.timeframe.ceil, level.timeframe.floor
+            inner = TimeRange(ceil(span.start_ms), max(ceil(span.start_ms), floor(span.end_ms)))
+            rows = await asyncio.to_thread(folded, rows, level.timeframe.nominal_ms, inner)
+            # Nothing is there, unless somebody deleted minutes by hand.
+            await db.execute(self._sql["clear"].format(target=level.table), series_id, *inner)
+            await db.copy_to_table(level.table, source=copy_rows(series_id, rows), columns=_COLUMNS, format="binary")
+            for start, end in ((span.start_ms, inner.start_ms), (inner.end_ms, span.end_ms)):
+                if start < end:
+                    await self._rebuild(db, series_id, level, TimeRange(start, end))
+
+    async def _rebuild(self, db: Connection, series_id: int, level: Level, span: TimeRange) -> None:
+        query = self._sql["rebuild"].format(
+            target=level.table,
+            source=table_of(level.finer),
+            bucket=bucket_of(level.timeframe),
+            minutes=minutes_in(level.finer),
+        )
+        start, end = level.timeframe.floor(span.start_ms), level.timeframe.ceil(span.end_ms)
+        await db.execute(query, series_id, start, end)
 
     async def settle(self) -> None:
         """Nothing is left to do after a commit."""

@@ -9,6 +9,9 @@ ON CONFLICT (series_id, ts) DO UPDATE
     SET open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
         volume = excluded.volume, minutes = excluded.minutes;
 
+-- name: clear
+DELETE FROM {target} WHERE series_id = $1 AND ts >= $2 AND ts < $3;
+
 -- name: enqueue
 -- A stretch that goes on where one of the same day ended joins it: a series that is followed live has one entry a day.
 -- The number is a new one, so that whoever refreshes the old stretch now does not take this one off the queue.
