@@ -1,7 +1,7 @@
 """Answers as bytes: JSON once, and what clients may keep."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -27,11 +27,24 @@ def json_answer(content: object, *, simulated: bool = False) -> Response:
     return body_answer(encode(content), simulated=simulated)
 
 
-def body_answer(body: bytes, *, simulated: bool = False) -> Response:
-    """JSON that is encoded already."""
-    response = Response(body, mimetype="application/json")
+def body_answer(
+    body: bytes, *, simulated: bool = False, etag: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """JSON that is encoded already. With an entity tag clients may keep it, and get 304 where they have it already."""
+    every = {"Content-Type": "application/json", **(headers or {})}
     if simulated:
-        response.headers["X-Candlery-Simulated"] = "true"
+        every["X-Candlery-Simulated"] = "true"
+    if etag is not None:
+        every |= {"ETag": f'"{etag}"', "Cache-Control": f"private, max-age={CLOSED_MAX_AGE_S}"}
+        if is_known(request.if_none_match, etag):
+            return _not_modified(every)
+    return Response(body, headers=every)
+
+
+def _not_modified(headers: dict[str, str]) -> Response:
+    response = Response(b"", 304, headers=headers)
+    for name in ("Content-Length", "Content-Type"):
+        response.headers.pop(name, None)
     return response
 
 
@@ -57,18 +70,6 @@ def keep(answer: Keep) -> None:
 def is_known(known: ETags, etag: str) -> bool:
     """Whether a client has the answer already, compressed or not."""
     return known.star_tag or known.contains_weak(etag) or known.contains_weak(etag + GZIPPED)
-
-
-def keepable(response: Response, etag: str) -> Response:
-    """Let clients keep the answer, and answer 304 where they have it already."""
-    response.set_etag(etag)
-    response.headers["Cache-Control"] = f"private, max-age={CLOSED_MAX_AGE_S}"
-    if is_known(request.if_none_match, etag):
-        response.status_code = 304
-        response.set_data(b"")
-        for name in ("Content-Length", "Content-Type"):
-            response.headers.pop(name, None)
-    return response
 
 
 def tag_of(body: bytes) -> str:

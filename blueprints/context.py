@@ -1,8 +1,8 @@
 """What handlers use, and how they get it: nothing is looked up at import."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from types import TracebackType
 from typing import Any, Protocol, cast
 
 from quart import current_app
@@ -204,19 +204,25 @@ def stream_hub() -> StreamHub:
     return cast("StreamHub", current_app.extensions[STREAM])
 
 
-@asynccontextmanager
-async def in_time() -> AsyncIterator[None]:
-    """Bound what a request may take.
+class in_time:  # noqa: N801 - reads as the function that it could be, at a fifth of the time
+    """Bounds what a request may take, as a context.
 
     Raises:
         IncompleteError: it took longer. What was fetched meanwhile is kept, so asking again goes on from there.
     """
-    limit_s = services().config.request_timeout_s
-    try:
-        async with asyncio.timeout(limit_s) as bound:
-            yield
-    except TimeoutError as exc:
-        if not bound.expired():
-            raise
-        msg = f"The answer was not ready within {limit_s:g} s. What was fetched is kept: ask again, or for less."
-        raise IncompleteError(msg) from exc
+
+    async def __aenter__(self) -> None:
+        """Begin."""
+        self._limit_s = services().config.request_timeout_s
+        self._bound = asyncio.timeout(self._limit_s)
+        await self._bound.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End, and say so where that was because the time was up."""
+        try:
+            await self._bound.__aexit__(kind, error, trace)
+        except TimeoutError as exc:
+            limit = f"The answer was not ready within {self._limit_s:g} s."
+            raise IncompleteError(f"{limit} What was fetched is kept: ask again, or for less.") from exc

@@ -1,7 +1,7 @@
 """`GET /api/v1/ohlcv`: bars of one symbol or several."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 from quart import Blueprint, Response, request
 
-from blueprints.answers import Keep, body_answer, encode, keep, keepable, tag_of
+from blueprints.answers import Keep, body_answer, encode, keep, tag_of
 from blueprints.context import in_time, services
 from blueprints.ohlcv_request import OhlcvRequest, parse_ohlcv
 from blueprints.schemas import CoverageOut, OhlcvOut, gaps_out
@@ -33,9 +33,10 @@ _MEMORY = ["cache"]
 @blueprint.get("/ohlcv")
 async def get_ohlcv() -> Response:
     """Parse, ask, answer."""
-    asked = parse_ohlcv(request.query_string, services().config, now_ms=services().clock.now_ms())
+    use = services()
+    asked = parse_ohlcv(request.query_string, use.config, now_ms=use.clock.now_ms())
     async with in_time():
-        answers = await _ask_all(asked.queries())
+        answers = await _ask_all(asked.queries(), use.ohlcv.bars)
     if asked.complete_only:
         _insist_on_complete(answers)
     if sum(len(answer.bars) for answer in answers) > ROWS_ON_LOOP:
@@ -43,9 +44,12 @@ async def get_ohlcv() -> Response:
     else:
         rendered = render(asked, answers)
     _keep(rendered, answers)
-    response = body_answer(rendered.body, simulated=any(answer.simulated for answer in answers))
-    response.headers["Vary"] = "Accept-Encoding"
-    return response if rendered.tag is None else keepable(response, rendered.tag)
+    return body_answer(
+        rendered.body,
+        simulated=any(answer.simulated for answer in answers),
+        etag=rendered.tag,
+        headers={"Vary": "Accept-Encoding"},
+    )
 
 
 def _keep(rendered: "Rendered", answers: Sequence[OhlcvAnswer]) -> None:
@@ -56,10 +60,13 @@ def _keep(rendered: "Rendered", answers: Sequence[OhlcvAnswer]) -> None:
         keep(Keep(rendered.body_from_memory, stamps, min(ends, default=None)))
 
 
-async def _ask_all(queries: Sequence[OhlcvQuery | None]) -> list[OhlcvAnswer]:
+async def _ask_all(
+    queries: Sequence[OhlcvQuery | None], bars: Callable[[OhlcvQuery], Awaitable[OhlcvAnswer]]
+) -> list[OhlcvAnswer]:
     """The answers in the order of the queries; the first error ends them all."""
+    if len(queries) == 1 and queries[0] is not None:
+        return [await bars(queries[0])]
     turns = asyncio.Semaphore(CONCURRENCY)
-    bars = services().ohlcv.bars
 
     async def ask(query: OhlcvQuery | None) -> OhlcvAnswer:
         if query is None:
@@ -67,8 +74,6 @@ async def _ask_all(queries: Sequence[OhlcvQuery | None]) -> list[OhlcvAnswer]:
         async with turns:
             return await bars(query)
 
-    if len(queries) == 1:
-        return [await ask(queries[0])]
     failure: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
@@ -128,11 +133,17 @@ def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> Rendered:
         simulated=True if any(answer.simulated for answer in answers) else UNSET,
     )
     closed = all(answer.in_past or _is_full(answer, asked.limit) for answer in answers)
-    tag = tag_of(encode(out)) if complete and closed else None
+    blank = encode(out)
+    tag = tag_of(blank) if complete and closed else None
     sources = list(dict.fromkeys(name for answer in answers for name in answer.sources))
-    body = encode(msgspec.structs.replace(out, sources=sources))
-    from_memory = body if sources in ([], _MEMORY) else encode(msgspec.structs.replace(out, sources=_MEMORY))
-    return Rendered(body, from_memory, tag)
+    body = _with_sources(blank, sources)
+    return Rendered(body, body if sources in ([], _MEMORY) else _with_sources(blank, _MEMORY), tag)
+
+
+def _with_sources(blank: bytes, sources: Sequence[str]) -> bytes:
+    """An answer that names no sources, with these. They stand behind all that a client or a provider has named."""
+    before, name, after = blank.rpartition(b'"sources":')
+    return b"".join((before, name, encode(sources), after.removeprefix(b"[]")))
 
 
 def _is_full(answer: OhlcvAnswer, limit: int) -> bool:

@@ -151,6 +151,10 @@ class RangeSet:
         return RangeSet((timeframe.floor(r.start_ms), timeframe.ceil(r.end_ms)) for r in self.ranges)
 
 
+#: The set of nothing.
+NOWHERE = RangeSet()
+
+
 def _normalised(ranges: Iterable[tuple[int, int]]) -> Iterator[TimeRange]:
     current: TimeRange | None = None
     for start, end in sorted(pair for pair in ranges if pair[0] < pair[1]):

@@ -1,12 +1,12 @@
 """The walk along the time axis behind one OHLCV answer: window after window until there are enough bars."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from domain.bar import Bar
 from domain.packed import joined, runs_of
 from domain.series import Gap, Series, Verdict
-from domain.time_range import RangeSet, TimeRange
+from domain.time_range import NOWHERE, RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import PluginError
 from services.data_orchestrator import Bars, DataOrchestrator
@@ -96,7 +96,7 @@ class BarWalk:
         #: Then another bucket becomes final.
         self._moves_ms = self._tf.next(self._final_ms) + settling_ms
         self._lasting = True
-        self._closed = RangeSet()
+        self._closed = NOWHERE
         self._answer = OhlcvAnswer(
             simulated=capabilities.simulated if capabilities else False,
             in_past=query.end_ms is not None and self._end_ms <= self._final_ms,
@@ -161,9 +161,11 @@ class BarWalk:
 
     async def _ask(self, window: TimeRange, *, newest_first: bool = False) -> Ask:
         """A question about a window; once the provider has failed, what is stored must do."""
-        ask = await self._orchestrator.ask(self._listing, self._tf, window, self._now_ms)
-        return replace(
-            ask,
+        return await self._orchestrator.ask(
+            self._listing,
+            self._tf,
+            window,
+            self._now_ms,
             newest_first=newest_first,
             stored_only=self._answer.error is not None,
             minutes_final=window.end_ms <= self._query.settled_ms,
@@ -174,8 +176,9 @@ class BarWalk:
         got = await self._orchestrator.bars(ask)
         answer = self._answer
         answer.bars = joined(answer.bars, got.bars)
-        answer.sources += (name for name in got.sources if name not in answer.sources)
-        answer.gaps = _joined([*answer.gaps, *got.gaps])
+        answer.sources += [name for name in got.sources if name not in answer.sources]
+        if got.gaps:
+            answer.gaps = _joined([*answer.gaps, *got.gaps])
         answer.error = got.error or answer.error
         self._closed |= ask.closed
         self._lasting = self._lasting and got.lasting
@@ -259,6 +262,8 @@ class BarWalk:
 
     def _clip(self, shown: TimeRange) -> None:
         answer = self._answer
+        if not (answer.gaps or answer.filled or answer.forming):
+            return
         parts = ((gap, gap.range.intersect(shown)) for gap in answer.gaps)
         answer.gaps = [Gap(part, gap.verdict) for gap, part in parts if part is not None]
         kept = {bar.ts for bar in answer.bars} if answer.filled or answer.forming else set()

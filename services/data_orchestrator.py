@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 from domain.bar import Bar, fold
 from domain.clock import Clock
 from domain.packed import joined, runs_of
 from domain.series import Gap, Verdict
-from domain.time_range import RangeSet, TimeRange
+from domain.time_range import NOWHERE, RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import PluginError
 from services.bar_store import BarStore
 from services.coverage import Check, Knowledge, Tile, tile
-from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace, consult
+from services.data_sources.base import Ask, DataSource, How, SourceAnswer, Trace, consult
 from services.data_sources.cache_source import CacheSource
 from services.data_sources.plugin_source import PluginSource
 from services.market_service import Listing
@@ -72,13 +73,15 @@ class DataOrchestrator:
         self._forming: dict[tuple[object, ...], tuple[int, list[Bar]]] = {}
         self._forming_turns = Turns()
 
-    async def ask(self, listing: Listing, timeframe: Timeframe, wanted: TimeRange, now_ms: int) -> Ask:
+    async def ask(
+        self, listing: Listing, timeframe: Timeframe, wanted: TimeRange, now_ms: int, **how: Unpack[How]
+    ) -> Ask:
         """A question with the venue's closed hours in it."""
-        closed = RangeSet()
+        closed = NOWHERE
         calendar = listing.stored.calendar
         if calendar is not None and wanted.length_ms > 0:
             closed = RangeSet.of(*wanted) - await self._sessions.open_ranges(calendar, timeframe, wanted)
-        return Ask(listing.series, listing.stored, timeframe, wanted, closed, now_ms, listing.feed)
+        return Ask(listing.series, listing.stored, timeframe, wanted, closed, now_ms, listing.feed, **how)
 
     async def bars(self, ask: Ask) -> Bars:
         """Closed bars of the range, fetched where nobody knew them yet."""
@@ -88,7 +91,9 @@ class DataOrchestrator:
         by_minutes = ask.minutes_final and ask.folds_minutes
         cached = SourceAnswer() if by_minutes else await self._cache.read(ask, wanted, trace)
         rest = wanted - cached.known
-        fresh = await consult((*self._local, self._plugin, self._last), ask, rest, trace) if rest else SourceAnswer()
+        if not rest:
+            return Bars(cached.bars, trace.sources, [], lasting=True)
+        fresh = await consult((*self._local, self._plugin, self._last), ask, rest, trace)
         if fresh.lasting:
             await self._cache.keep(ask, fresh)
         gaps = [Gap(t.range, t.verdict) for t in await self._explain(ask, rest, fresh)]

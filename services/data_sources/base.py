@@ -3,18 +3,26 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypedDict
 
 from domain.bar import Bar
 from domain.packed import joined
 from domain.series import Series
-from domain.time_range import RangeSet, TimeRange
+from domain.time_range import NOWHERE, RangeSet, TimeRange
 from domain.timeframe import Timeframe
 from plugins.base import Capabilities, PluginError
 from services.bar_store import StoredSeries
 from services.feed import Feed
 
 _ANY_TIMEFRAME = Capabilities(timeframes=tuple(Timeframe), bars_per_call=1000)
+
+
+class How(TypedDict, total=False):
+    """How to go about a question; see `Ask`."""
+
+    newest_first: bool
+    stored_only: bool
+    minutes_final: bool
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,9 @@ class SourceAnswer(NamedTuple):
     """
 
     bars: Sequence[Bar] = ()
-    known: RangeSet = RangeSet()
-    settled: RangeSet = RangeSet()
-    lasting: RangeSet = RangeSet()
+    known: RangeSet = NOWHERE
+    settled: RangeSet = NOWHERE
+    lasting: RangeSet = NOWHERE
 
     def plus(self, other: "SourceAnswer") -> "SourceAnswer":
         """Both answers in one; they are for disjoint buckets."""
