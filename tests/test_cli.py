@@ -11,6 +11,7 @@ from domain.timeframe import HOUR_MS, MINUTE_MS
 from tests.commands.processes import DEMO, ROOT, ask, end, run, serving, start
 from tests.services.test_importer import write_csv
 from tests.support.market import START_MS, random_minutes
+from tests.support.servers import each_server  # noqa: F401
 
 FROM_FILE = ("--market", "crypto", "--provider", "binance", "--symbol", "FILE/USD")
 
@@ -83,6 +84,7 @@ async def test_an_import_works_alone_and_beside_a_running_server_and_is_served_a
     assert await end(process, signal.SIGTERM) == 0
 
 
+@pytest.mark.usefixtures("each_server")
 async def test_a_killed_server_starts_again_with_all_it_had(tmp_path: Path) -> None:
     path = "/api/v1/ohlcv?market=demo&provider=sim&symbol=AMBER/USD&start=2024-03-01&end=2024-03-02&limit=2000"
     process, address = await serving(tmp_path)
@@ -95,6 +97,7 @@ async def test_a_killed_server_starts_again_with_all_it_had(tmp_path: Path) -> N
     assert await end(process, signal.SIGTERM) == 0
 
 
+@pytest.mark.usefixtures("each_server")
 async def test_a_second_server_on_the_folder_is_refused_in_a_line(tmp_path: Path) -> None:
     process, _ = await serving(tmp_path)
     code, _, err = await run(tmp_path, "serve")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import config_kinds
 from config import (
     SETTINGS,
     BaseConfig,
@@ -353,3 +354,13 @@ def test_the_settings_of_backfills_have_bounds(name: str, least: int, default: i
     assert [getattr(load(**{name: str(value)}), name) for value in (least, most)] == [least, most]
     for value in (least - 1, most + 1):
         assert "out of range" in fault(**{name: str(value)})
+
+
+def test_a_web_server_that_is_not_installed_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    assert load(server="Uvicorn").server == "uvicorn"
+    assert "use one of hypercorn, uvicorn" in fault(server="gunicorn")
+    monkeypatch.setattr(config_kinds, "find_spec", lambda name: None if name == "httptools" else name)
+    assert load(server="hypercorn").server == "hypercorn"
+    said = fault(server="uvicorn")
+    assert said.startswith("httptools cannot be found; install candlery[uvicorn]")
+    assert "pip install -c constraints.txt -e '.[uvicorn]'" in said

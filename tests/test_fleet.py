@@ -34,6 +34,7 @@ from tests.support.clock import ManualClock
 from tests.support.fleet import AlpacaScript, BinanceScript, Fleet, Member, Script, Viewer, a_fleet, until
 from tests.support.fleet_child import FileClock
 from tests.support.market import START_MS, random_minutes
+from tests.support.servers import each_server  # noqa: F401
 
 HISTORY = 300
 LIVE_MS = START_MS + HISTORY * MINUTE_MS
@@ -192,6 +193,7 @@ async def scene(tmp_path: Path, database_url: str, redis: RedisServer) -> AsyncI
         yield scene
 
 
+@pytest.mark.usefixtures("each_server")
 async def test_two_servers_share_one_upstream_for_as_long_as_either_has_a_client(
     tmp_path: Path, database_url: str, redis: RedisServer, store: BarStore
 ) -> None:
@@ -264,6 +266,7 @@ async def test_an_owner_that_was_frozen_is_fenced_and_goes_on_as_the_others_clie
         assert len(scene.venue.stream.connections) == 1
 
 
+@pytest.mark.usefixtures("each_server")
 async def test_a_stopped_owner_hands_over_at_once(scene: BinanceScene, store: BarStore) -> None:
     mine, theirs = await scene.views()
     async with scene.script.running():

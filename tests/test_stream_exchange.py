@@ -22,6 +22,9 @@ from tests.loopback.exchange import listed
 from tests.support.clock import ManualClock
 from tests.support.live_product import LiveProduct, Watcher, be_hasty, live_product, until, watching
 from tests.support.market import START_MS, random_minutes
+from tests.support.servers import each_server  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("each_server")
 
 RECORDINGS = Path(os.environ.get("CANDLERY_RECORDINGS") or Path(__file__).resolve().parents[2] / "shared")
 BTC = Series("crypto", "binance", "BTC/USDT")

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import Sequence
 from typing import cast
 
@@ -26,6 +27,8 @@ async def serve(app: App, listening: Sequence[socket.socket], stop: asyncio.Even
     settings.backlog = BACKLOG
     settings.graceful_timeout = limits.grace_s + _LONGER_S
     settings.keep_alive_timeout = KEEP_ALIVE_S
+    # It would end a connection in the midst of a client's work after a thousand requests.
+    settings.keep_alive_max_requests = sys.maxsize
     settings.h11_max_incomplete_size = MAX_HEAD_BYTES
     settings.include_server_header = False
     settings.websocket_max_message_size = limits.message_bytes

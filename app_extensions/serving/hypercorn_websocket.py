@@ -5,12 +5,14 @@ Besides, no permessage-deflate is negotiated: Hypercorn does with everybody who 
 
 import asyncio
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, cast
 
 from hypercorn.protocol import h2, h11
 from hypercorn.protocol.events import Data, Event, Request, StreamClosed
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.typing import AppWrapper
+from wsproto.frame_protocol import CloseReason
 
 from app_extensions.serving.wire_link import WireLink
 from blueprints.stream_link import LINK
@@ -58,7 +60,21 @@ class LinkedStream(WSStream):
             # Taking no more holds the client up; dropping it unread would keep the processor busy.
             await self._link.until_aborted()
             return
+        elif isinstance(event, Data) and not self.closed and not self.handshake.accepted:
+            await self._refuse()
+            return
         await super().handle(event)
+        if isinstance(event, Request) and self.closed:
+            # The handshake was none; Hypercorn leaves the connection open for ever.
+            await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _refuse(self) -> None:
+        """End a connection that says something before the handshake is over; it would stay open, too."""
+        assert self.app_put is not None
+        await self._send_error_response(HTTPStatus.BAD_REQUEST)
+        self.closed = True
+        await self.app_put({"type": "websocket.disconnect", "code": CloseReason.ABNORMAL_CLOSURE.value})
+        await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _handle_events(self) -> None:
         assert self._link is not None

@@ -4,19 +4,22 @@
 * A connection that asks for nothing is closed after a while from its beginning on, however it drips.
 * Pipelined requests are parsed as they are answered; uvicorn makes all of them at once, some 100 times their size.
 * A client that leaves is told of to the request that is answered, also where others wait behind it.
+* A body behind the offer of another protocol is a body; httptools would take it for the next request.
 * A client that sends more than it should can read its answer before the connection ends.
-* 304 and 204 have no body, whatever length they tell of. Trailers do not become headers. HTTP/1.1 needs one Host.
+* 304 and 204 have no body, whatever length they tell of; HTTP/1.0 gets no chunks. Trailers do not become headers.
+  HTTP/1.1 needs one Host. A WebSocket begins when everything before it is answered, or not at all.
 * What is cancelled is no fault.
 """
 
 import asyncio
 import logging
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http import httptools_impl
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app_extensions.serving.port import MAX_HEAD_BYTES
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: So much is parsed at once: some 200 of the shortest requests.
 _SLICE_BYTES = 8 << 10
+#: And so much is read ahead, since reading is how a client's end is learnt.
+_AHEAD_BYTES = 64 << 10
 #: Of a client whose connection is going to be closed, so much is dropped unread by us, for so long, while it reads.
 _LINGER_BYTES = 1 << 20
 _LINGER_S = 2.0
@@ -44,6 +49,8 @@ class Cycle(RequestResponseCycle):
     """One request and its answer."""
 
     _is_bodiless = False
+    #: For HTTP/1.0, which knows no chunks: the end of the connection is that of an answer whose length nobody knows.
+    _ends_with_connection = False
 
     async def run_asgi(self, app: Any) -> None:
         """Run the application; an answer that it leaves undone is no answer."""
@@ -62,17 +69,29 @@ class Cycle(RequestResponseCycle):
     async def send(self, message: Any) -> None:
         """What the application says."""
         if message["type"] == "http.response.start":
-            await super().send(message)
-            if message["status"] in _BODILESS:
-                self._is_bodiless = True
-                self.expected_content_length = 0
+            await self._start(message)
             return
         if self._is_bodiless:
             message = {**message, "body": b""}
+        if self._ends_with_connection:
+            self.expected_content_length = len(message.get("body", b""))
         if self.more_body:
             # The connection cannot go on, but it is for the protocol to end it, so that the client reads the answer.
             self.keep_alive = True
         await super().send(message)
+
+    async def _start(self, message: Any) -> None:
+        if self.scope["http_version"] == "1.0" and not _tells_length(message):
+            self._ends_with_connection = True
+            self.chunked_encoding = False
+        await super().send(message)
+        if message["status"] in _BODILESS:
+            self._is_bodiless = True
+            self.expected_content_length = 0
+
+
+def _tells_length(message: Any) -> bool:
+    return any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
 
 
 def _nothing() -> None:
@@ -80,14 +99,24 @@ def _nothing() -> None:
 
 
 class _Flow(FlowControl):
-    """Reads no more while there is enough to do."""
+    """Reads no more while there is far more to do than can be done now."""
 
     def __init__(self, protocol: "HttpProtocol") -> None:
         super().__init__(protocol.transport)
         self._protocol = protocol
 
+    def pause_reading(self) -> None:
+        """Asked for where a request has to wait."""
+        if self._protocol.is_full:
+            super().pause_reading()
+
+    def pause_for_body(self) -> None:
+        """Asked for where a body is not taken."""
+        super().pause_reading()
+
     def resume_reading(self) -> None:
-        if not self._protocol.is_busy:
+        """Asked for where something is taken."""
+        if not self._protocol.is_full:
             super().resume_reading()
 
 
@@ -97,7 +126,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
         super().connection_made(transport)
-        self.flow: FlowControl = _Flow(self)
+        self.flow: _Flow = _Flow(self)
         #: What is parsed once there are answers for what was before.
         self._held = b""
         #: Bytes since the parser came to the end of anything.
@@ -109,9 +138,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._end_in(self.timeout_keep_alive)
 
     @property
-    def is_busy(self) -> bool:
-        """Whether there is more to do than can be done now."""
-        return bool(self.pipeline or self._held)
+    def is_full(self) -> bool:
+        """Whether nothing more can be taken now."""
+        return len(self._held) > _AHEAD_BYTES
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody of the end."""
@@ -130,42 +159,50 @@ class HttpProtocol(HttpToolsProtocol):
             self._linger_bytes -= len(data)
             if self._linger_bytes < 0:
                 self.transport.abort()
-        elif self.is_busy:
+        elif self.pipeline or self._held:
             self._held += data
+            self.flow.pause_reading()
         elif self._refusal is None:
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
         while data and not self.pipeline and not self.transport.is_closing():
             part, data = data[:_SLICE_BYTES], data[_SLICE_BYTES:]
-            fault, rest = self._feed(part)
-            if fault is not None:
-                self._refuse(fault)
+            self._fed += len(part)
+            try:
+                self.parser.feed_data(part)
+            except httptools.HttpParserUpgrade as exc:
+                data = part[exc.args[0] :] + data
+                if self._should_upgrade():
+                    self._upgrade(data)
+                    return
+                # This one is through with the connection where the client wanted to close it.
+                self.parser = httptools.HttpRequestParser(self)
+                data = self._head_without_offer() + data
+            except httptools.HttpParserError as exc:
+                cause = exc.__context__
+                self._refuse(cause.args[0] if isinstance(cause, _RefusedError) else HTTPStatus.BAD_REQUEST)
                 return
-            data = rest + data
-            if self.transport.get_protocol() is not self:
-                # It is a WebSocket now; nothing may come before the handshake is over.
-                if data:
-                    self.transport.get_protocol().data_received(data)  # type: ignore[attr-defined]
+            if self._fed > MAX_HEAD_BYTES:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
                 return
         self._held = data
-        if data:
-            self.flow.pause_reading()
+        self.flow.pause_reading()
 
-    def _feed(self, part: bytes) -> tuple[HTTPStatus | None, bytes]:
-        """What is wrong with a part; and what of it is left over by a request for another protocol."""
-        self._fed += len(part)
-        try:
-            self.parser.feed_data(part)
-        except httptools.HttpParserUpgrade as exc:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-            return None, part[exc.args[0] :]
-        except httptools.HttpParserError as exc:
-            cause = exc.__context__
-            return (cause.args[0] if isinstance(cause, _RefusedError) else HTTPStatus.BAD_REQUEST), b""
-        is_too_large = self._fed > MAX_HEAD_BYTES
-        return (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if is_too_large else None), b""
+    def _upgrade(self, early: bytes) -> None:
+        """Make it a WebSocket."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._refuse(HTTPStatus.BAD_REQUEST)
+            return
+        self.handle_websocket_upgrade()
+        if early:
+            self.transport.get_protocol().data_received(early)  # type: ignore[attr-defined]
+
+    def _head_without_offer(self) -> bytes:
+        """The head that was just parsed, but for its wish for another protocol."""
+        lines = [b"%s %s HTTP/1.1" % (self.scope["method"].encode(), self.url)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -185,17 +222,25 @@ class HttpProtocol(HttpToolsProtocol):
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             raise _RefusedError(HTTPStatus.BAD_REQUEST)
         self._unset_keepalive_if_required()
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+        elif self.parser.get_method() == b"CONNECT":
+            raise _RefusedError(HTTPStatus.BAD_REQUEST)
+        else:
+            self.scope["method"] = self.parser.get_method().decode("ascii")
 
     def on_body(self, body: bytes) -> None:
         """A part of its body."""
         self._fed = 0
         super().on_body(body)
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_for_body()
 
     def on_message_complete(self) -> None:
         """All of it is there."""
         self._fed = 0
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
@@ -228,6 +273,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif cycle.more_body:
             # The rest of its body will not be understood.
             cycle.disconnected = True
+            cycle.waiting_for_100_continue = False
             cycle.message_event.set()
             if cycle.response_started:
                 self.transport.close()
@@ -245,7 +291,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._linger_bytes = _LINGER_BYTES
         self._end_in(_LINGER_S)
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
+        with suppress(OSError):
             self.transport.write_eof()
 
     def _end_in(self, delay_s: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from wsproto.connection import ConnectionState
-from wsproto.events import Request
+from wsproto.events import RejectConnection, Request
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from app_extensions.serving.wire_link import Framing, WireLink
@@ -24,6 +24,8 @@ class WebsocketProtocol(WSProtocol):
     """A WebSocket whose application has its `Link`."""
 
     _link: WireLink
+    #: Whether the application knows of it.
+    _is_asked = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take over a connection that asks for a WebSocket."""
@@ -40,13 +42,15 @@ class WebsocketProtocol(WSProtocol):
             # Taking no more holds the client up; it is going to be cut off.
             self.transport.pause_reading()
             return
+        if self._is_asked and not self.handshake_complete:
+            # It speaks before the handshake is over.
+            self._refuse()
+            return
         try:
             self.conn.receive_data(data)
-        except RemoteProtocolError as exc:
-            # It speaks before the handshake is over, or its handshake is none.
-            self._refuse(exc)
-        except LocalProtocolError:
-            self.transport.close()
+        except (RemoteProtocolError, LocalProtocolError):
+            # Its handshake is none.
+            self._refuse()
         else:
             self.handle_events()
 
@@ -68,6 +72,7 @@ class WebsocketProtocol(WSProtocol):
 
     def handle_connect(self, event: Request) -> None:
         """Ask the application whether the client is welcome."""
+        self._is_asked = True
         super().handle_connect(event)
         cast("dict[str, Any]", self.scope["extensions"])[LINK] = self._link
 
@@ -108,8 +113,12 @@ class WebsocketProtocol(WSProtocol):
             self.read_paused = True
             self.transport.pause_reading()
 
-    def _refuse(self, exc: RemoteProtocolError) -> None:
-        if exc.event_hint is not None and not self.transport.is_closing():
+    def _refuse(self) -> None:
+        """End a connection that cannot become a WebSocket."""
+        if not self.transport.is_closing():
+            headers = [*self.default_headers, (b"content-length", b"0"), (b"connection", b"close")]
             with suppress(LocalProtocolError):
-                self.transport.write(self.conn.send(exc.event_hint))
+                self.transport.write(self.conn.send(RejectConnection(status_code=400, headers=headers)))
+        self.handshake_complete = self.disconnected = True
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         self.transport.close()

@@ -81,6 +81,36 @@ async def test_a_client_that_vanishes_in_the_midst_of_the_handshake_leaves_nothi
             assert await client.ask(op="ping") == {"type": "pong"}
 
 
+async def test_who_speaks_before_the_handshake_is_over_is_refused_and_leaves_nothing():
+    async with serving() as server, raw_socket(server.port) as socket:
+        assert (await socket.shake_hands(behind=frame(TEXT, b'{"op": "ping"}'))).startswith("HTTP/1.1 400")
+        await socket.hear_end()
+        await until(lambda: not server.hub.connections)
+
+
+async def test_a_websocket_that_is_asked_for_behind_another_request_does_not_get_between_its_words():
+    async with serving() as server, raw_socket(server.port) as socket:
+        socket.writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await socket.shake_hands()).startswith("HTTP/1.1 200")
+        async with asyncio.timeout(20):
+            assert await socket.reader.readexactly(15) == b'{"status":"ok"}'
+            # Which of the two is up to the server.
+            assert (await socket.reader.readline()).split()[1] in {b"101", b"400"}
+
+
+@pytest.mark.parametrize(
+    "fault", ["Sec-WebSocket-Version: 12\r\n", "Sec-WebSocket-Key: short\r\n", "Connection: close\r\n"]
+)
+async def test_a_handshake_that_is_none_is_refused(fault: str):
+    async with serving() as server, raw_socket(server.port) as socket:
+        head = "GET /api/v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        socket.writer.write(f"{head}{fault}\r\n".encode())
+        async with asyncio.timeout(20):
+            assert (await socket.reader.readline()).split()[1] == b"400"
+        await socket.hear_end()
+        assert not server.hub.connections
+
+
 async def test_over_http2_a_stream_is_refused_clearly():
     async with serving() as server, raw_socket(server.port) as socket:
         client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))

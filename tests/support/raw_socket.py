@@ -26,10 +26,12 @@ class RawSocket:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
-    async def shake_hands(self, path: str = "/api/v1/stream", *, more: str = "") -> str:
-        """The head of the answer."""
+    async def shake_hands(self, path: str = "/api/v1/stream", *, more: str = "", behind: bytes = b"") -> str:
+        """The head of the answer. `more` headers; bytes that follow at once."""
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        self.writer.write(f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{more}\r\n".encode())
+        self.writer.write(
+            f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{more}\r\n".encode() + behind
+        )
         async with asyncio.timeout(WAIT_S):
             return (await self.reader.readuntil(b"\r\n\r\n")).decode()
 
