@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hypercorn.config import Config as HypercornConfig
+if TYPE_CHECKING:
+    from hypercorn.config import Config as HypercornConfig
 
 #: The id of the request that is being served; the HTTP layer sets it.
 request_id_var: ContextVar[str] = ContextVar("request_id", default="-")
@@ -142,7 +143,7 @@ def configure_logging(level: str = "INFO", fmt: str = "text") -> None:
     logging.captureWarnings(capture=True)
 
 
-def route_hypercorn(server: HypercornConfig, *, access: bool = False) -> None:
+def route_hypercorn(server: "HypercornConfig", *, access: bool = False) -> None:
     """Make Hypercorn log through these handlers; by itself it would add its own beside them."""
     for name in ("hypercorn.error", "hypercorn.access"):
         logging.getLogger(name).handlers.clear()

@@ -5,8 +5,10 @@ import os
 import sys
 from datetime import UTC, datetime
 from math import ceil
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: Where nothing says how wide the output is, tables are not squeezed.
 UNKNOWN_WIDTH = 160
@@ -20,8 +22,10 @@ def write_what_can_be_written() -> None:
             stream.reconfigure(errors="replace")
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> "Console":
     """A console that takes what it is given literally."""
+    from rich.console import Console  # noqa: PLC0415 - a server has nothing to draw
+
     made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = UNKNOWN_WIDTH
