@@ -24,6 +24,7 @@ SYMBOLS = ("BTC/USDT", "ETH/USDT", "ETH/BTC", "LTC/USDT")
 BEGAN_MS = 1_704_067_200_000
 DAYS, YEAR_DAYS, QUICK_DAYS = 395, 365, 12
 WINDOW = 1_000
+_TIMEOUT_S = 200.0
 _DATABASE, _READY = "history", "history.ready"
 #: A walk in tenths, told like 17209.8,17215.0,17201.2,17207.3,812.41234.
 _WALK = """
@@ -43,9 +44,9 @@ FROM (
 """
 _LAY = """
 INSERT INTO bars_1m (series_id, ts, open, high, low, close, volume)
-SELECT id, ts, (open10 + id * 137) / 10::float8, (high10 + id * 137) / 10::float8, (low10 + id * 137) / 10::float8,
-       (close10 + id * 137) / 10::float8, volume
-FROM unnest($1::integer[]) AS id CROSS JOIN LATERAL (SELECT * FROM walk) AS minutes
+SELECT $1::integer, ts, (open10 + $1 * 137) / 10::float8, (high10 + $1 * 137) / 10::float8,
+       (low10 + $1 * 137) / 10::float8, (close10 + $1 * 137) / 10::float8, volume
+FROM walk
 """
 
 
@@ -63,7 +64,7 @@ async def history(shared: Path, *, quick: bool) -> AsyncIterator[str]:
                 await admin.execute(f"CREATE DATABASE {_DATABASE}")
             finally:
                 await admin.close()
-            async with candlery(url) as services:
+            async with candlery(url, as_server=False) as services:
                 await lay(services, SYMBOLS, minutes=days_of(quick=quick) * DAY_MS // MINUTE_MS)
             ready.touch()
         yield url
@@ -85,10 +86,12 @@ async def lay(services: Services, symbols: Sequence[str], *, minutes: int, aggre
             # What is written into a table of this very transaction needs no entry in the server's log.
             await db.execute("TRUNCATE bars_1m")
             await db.execute("ALTER TABLE bars_1m DROP CONSTRAINT bars_1m_pkey")
-            await db.execute(_LAY, [one.id for one in stored], timeout=120)
-            await db.execute("ALTER TABLE bars_1m ADD PRIMARY KEY (series_id, ts)", timeout=120)
+            # One series after the other, as backfills and imports lay them.
+            for one in stored:
+                await db.execute(_LAY, one.id, timeout=_TIMEOUT_S)
+            await db.execute("ALTER TABLE bars_1m ADD PRIMARY KEY (series_id, ts)", timeout=_TIMEOUT_S)
         # As it would be found a while after it was written.
-        await db.execute("VACUUM ANALYZE bars_1m", timeout=120)
+        await db.execute("VACUUM ANALYZE bars_1m", timeout=_TIMEOUT_S)
         await db.execute("RESET maintenance_work_mem")
     for one in stored:
         async with services.database.transaction() as db:

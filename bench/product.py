@@ -65,10 +65,15 @@ def _beside(url: str, database: str) -> str:
 
 
 @asynccontextmanager
-async def candlery(database_url: str, settings: Mapping[str, str] | None = None) -> AsyncIterator[Services]:
-    """Everything that a server runs behind its web application, with the settings that it has by default."""
+async def candlery(
+    database_url: str, settings: Mapping[str, str] | None = None, *, as_server: bool = True
+) -> AsyncIterator[Services]:
+    """Everything that a server runs behind its web application, with the settings that it has by default.
+
+    `as_server`: with its work in the background.
+    """
     environ = {"CANDLERY_ENV": "testing", "CANDLERY_DATABASE_URL": database_url, **(settings or {})}
-    async with running_services(load_config(environ, env_file=None)) as services:
+    async with running_services(load_config(environ, env_file=None), as_server=as_server) as services:
         yield services
 
 

@@ -37,18 +37,18 @@ async def run(task: Task) -> Outcome:
 
         async def control() -> float:
             async with fresh_database(url, f"copied_{next(number)}") as fresh:
-                async with candlery(fresh):
+                async with candlery(fresh, as_server=False):
                     pass
                 return rows / await _copied_s(fresh, copy_of)
 
         async def imported_s(path: Path, rows: int) -> float:
             async with fresh_database(url, f"imported_{next(number)}") as fresh:
-                async with candlery(fresh):
+                async with candlery(fresh, as_server=False):
                     pass
                 began_s = time.perf_counter()
                 await _finish(_command(path), fresh, task.scratch)
                 took_s = time.perf_counter() - began_s
-                async with candlery(fresh) as services:
+                async with candlery(fresh, as_server=False) as services:
                     await check_stored(services, rows)
                 return took_s
 
@@ -60,7 +60,7 @@ async def run(task: Task) -> Outcome:
         profiles = []
         if not task.quick:
             async with fresh_database(url, "profiled") as fresh:
-                async with candlery(fresh):
+                async with candlery(fresh, as_server=False):
                     pass
                 variables = environment({"CANDLERY_DATABASE_URL": fresh})
                 profiles = [await profile_command("The command", _command(import_of), task.scratch, variables)]

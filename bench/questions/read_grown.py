@@ -58,7 +58,7 @@ async def _asked(
     """Lay a database, start a server on it, and say how it is asked."""
     names = [f"S{number:03}/USDT" for number in range(symbols)]
     url = await stack.enter_async_context(fresh_database(server_url, f"rows_of_{symbols}"))
-    async with candlery(url) as services:
+    async with candlery(url, as_server=False) as services:
         await lay(services, names, minutes=minutes, aggregates=False)
     server = await stack.enter_async_context(serving(task, url, NO_CACHES))
     count = _QUICK_TARGETS if task.quick else _TARGETS
