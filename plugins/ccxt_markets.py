@@ -46,20 +46,21 @@ class MarketMap:
 
     async def _renew(self) -> None:
         try:
-            self._accept(await _compact(await self._fetch()))
+            await self._accept(await _compact(await self._fetch()))
         except PluginError as exc:
             self._due = self._monotonic() + RETRY_AFTER_S
             if not self._symbols:
                 raise
             log.warning("the market map of %s stays as it was: %s", self._exchange.id, exc)
 
-    def _accept(self, markets: object) -> None:
+    async def _accept(self, markets: object) -> None:
         listed = [market for market in markets if _is_market(market)] if isinstance(markets, list) else []
         if not listed:
             raise NetworkPluginError(f"{self._exchange.id} listed no markets")
         if len(listed) < _LEAST_SHARE * len(self._symbols):
             raise NetworkPluginError(f"{self._exchange.id} listed {len(listed)} of {len(self._symbols)} markets")
-        self._exchange.set_markets(listed)
+        # CCXT builds its maps aside and puts them in place when they are whole; for Binance in a quarter of a second.
+        await asyncio.to_thread(self._exchange.set_markets, listed)
         self._symbols = {symbol: _info(symbol, market) for symbol, market in self._exchange.markets.items()}
         self._due = self._monotonic() + RENEW_AFTER_S
 
