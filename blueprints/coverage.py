@@ -1,8 +1,10 @@
 """`GET /api/v1/coverage`: what is known of each stretch of time."""
 
+from collections.abc import Sequence
+
 from quart import Blueprint, Response, request
 
-from blueprints.answers import json_answer
+from blueprints.answers import body_answer, encode
 from blueprints.context import in_time, services
 from blueprints.ohlcv_request import time_range
 from blueprints.params import Params
@@ -11,6 +13,8 @@ from domain.errors import CandleryError, InvalidParameterError
 from domain.series import Series
 from domain.time_range import TimeRange
 from domain.timeframe import DAY_MS, Timeframe
+from services.coverage import Tile
+from services.heavy import aside
 
 blueprint = Blueprint("coverage", __name__, url_prefix="/api/v1")
 
@@ -27,7 +31,12 @@ async def get_coverage() -> Response:
     async with in_time():
         tiles = await services().ohlcv.coverage(series, timeframe, wanted)
         simulated = await _is_simulated(series)
-    return json_answer(coverage_report(series, timeframe, tiles, simulated=simulated), simulated=simulated)
+    body = await aside(len(tiles), _report, series, timeframe, tiles, simulated=simulated)
+    return body_answer(body, simulated=simulated)
+
+
+def _report(series: Series, timeframe: Timeframe, tiles: Sequence[Tile], *, simulated: bool) -> bytes:
+    return encode(coverage_report(series, timeframe, tiles, simulated=simulated))
 
 
 def _wanted(params: Params, timeframe: Timeframe) -> TimeRange:

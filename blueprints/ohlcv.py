@@ -39,7 +39,7 @@ async def get_ohlcv() -> Response:
         answers = await _ask_all(asked.queries(), use.ohlcv.bars)
     if asked.complete_only:
         _insist_on_complete(answers)
-    if sum(len(answer.bars) for answer in answers) > ROWS_ON_LOOP:
+    if sum(len(answer.bars) + len(answer.gaps) for answer in answers) > ROWS_ON_LOOP:
         rendered = await asyncio.to_thread(render, asked, answers)
     else:
         rendered = render(asked, answers)

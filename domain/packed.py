@@ -9,7 +9,7 @@ from typing import Protocol, overload
 import msgspec
 
 from domain.bar import Bar, merge, within
-from domain.time_range import RangeSet, TimeRange
+from domain.time_range import NOWHERE, RangeSet, TimeRange
 from domain.timeframe import Timeframe
 
 #: A bar as 48 bytes, big-endian as PostgreSQL sends numbers: `ts`, then five floating point numbers.
@@ -142,19 +142,26 @@ class PackedBars(Sequence[Bar]):
         span, ranges = self.span, list(ranges)
         if span is None or any(start <= span.start_ms and span.end_ms <= end for start, end in ranges):
             return self
-        stamps = list(self.times())
-        whole = PackedBars(Rows(self.raw()))
-        cuts = (whole._cut(bisect_left(stamps, start), bisect_left(stamps, end)) for start, end in ranges)
-        return PackedBars(*chain.from_iterable(cut.pieces for cut in cuts))
+        raw, stamps = self.raw(), list(self.times())
+        places = ((bisect_left(stamps, start), bisect_left(stamps, end)) for start, end in ranges)
+        return PackedBars(Rows(b"".join(raw[first * ROW.size : last * ROW.size] for first, last in places)))
+
+    def is_unbroken(self, timeframe: Timeframe) -> bool:
+        """Whether the bars stand in neighbouring buckets. Of months it is not known."""
+        span, width = self.span, timeframe.width_ms
+        return span is None or (width is not None and span.length_ms - 1 == (self._count - 1) * width)
+
+    def parts(self, timeframe: Timeframe) -> int:
+        """The most stretches that the bars may be in."""
+        return 1 if self.is_unbroken(timeframe) else self._count
 
     def runs(self, timeframe: Timeframe) -> RangeSet:
         """The buckets of the bars, as ranges."""
         span, next_of = self.span, timeframe.next
         if span is None:
-            return RangeSet()
-        width = timeframe.width_ms
-        if width is not None and span.length_ms - 1 == (self._count - 1) * width:
-            return RangeSet.of(span.start_ms, span.start_ms + self._count * width)
+            return NOWHERE
+        if self.is_unbroken(timeframe):
+            return RangeSet.of(span.start_ms, next_of(span.end_ms - 1))
         return RangeSet.joining((ts, next_of(ts)) for ts in self.times())
 
     def _place(self, at: int) -> tuple[bytes, int]:

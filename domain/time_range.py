@@ -70,6 +70,10 @@ class RangeSet:
         """The ranges, ascending."""
         return iter(self.ranges)
 
+    def __len__(self) -> int:
+        """Number of the ranges."""
+        return len(self.ranges)
+
     def __bool__(self) -> bool:
         """Whether anything is in the set."""
         return bool(self.ranges)

@@ -16,7 +16,7 @@ from services.coverage import CoverageLedger, Knowledge
 from services.database import Connection, Database
 from services.revisions import Revisions, Stamp
 from services.rollups import Rollups, minutes_in, stored_for, table_of
-from services.sql import bucket_of, load_queries
+from services.sql import bucket_of, load_queries, unpacked_ranges
 
 log = logging.getLogger(__name__)
 
@@ -284,8 +284,9 @@ class BarStore:
         query = self._sql["runs_of_minutes" if minutes else "runs_of_native"]
         extra = () if minutes else (timeframe.value,)
         async with self.database.connection() as db:
-            found_rows = await db.fetch(query, series_id, *wanted, f"{timeframe.width_ms // 1000} seconds", *extra)
-        return RangeSet((row["starts"], row["ends"]) for row in found_rows)
+            return unpacked_ranges(
+                await db.fetchval(query, series_id, *wanted, f"{timeframe.width_ms // 1000} seconds", *extra)
+            )
 
     async def next_bar_ts(self, series_id: int, timeframe: Timeframe, from_ms: int) -> int | None:
         """Time of the first stored minute or native bar of the timeframe at or after `from_ms`."""

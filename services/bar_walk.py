@@ -12,6 +12,7 @@ from plugins.base import PluginError
 from services.data_orchestrator import Bars, DataOrchestrator
 from services.data_sources.base import Ask
 from services.fill import Fill, fill_previous
+from services.heavy import aside
 from services.market_service import Listing
 from services.revisions import Stamp
 
@@ -123,10 +124,10 @@ class BarWalk:
                 at = await self._skip_empty(at)
             if len(got.bars) * WIDENING < width:
                 width = max(width, min(width * WIDENING, WIDEST))
-        self._fill(RangeSet.of(first, at))
+        await self._fill(RangeSet.of(first, at))
         if at >= self._stop_ms and len(answer.bars) < limit:
             await self._append_forming(max(first, self._stop_ms))
-        self._cut_page(first, at)
+        await aside(len(answer.gaps) + len(answer.filled), self._cut_page, first, at)
         self._date(is_full=answer.next_ms is not None and len(answer.bars) >= limit)
         return answer
 
@@ -147,9 +148,9 @@ class BarWalk:
             empty = 0 if got.bars else empty + 1
             width = max(limit, min(max(width * WIDENING, self._page_size), WIDEST))
         if answer.bars:
-            self._fill(RangeSet.of(answer.bars[0].ts, self._stop_ms))
+            await self._fill(RangeSet.of(answer.bars[0].ts, self._stop_ms))
         await self._append_forming(self._stop_ms)
-        self._keep_last(at)
+        await aside(len(answer.gaps) + len(answer.filled), self._keep_last, at)
         self._date(is_full=False)
         return answer
 
@@ -178,7 +179,7 @@ class BarWalk:
         answer.bars = joined(answer.bars, got.bars)
         answer.sources += [name for name in got.sources if name not in answer.sources]
         if got.gaps:
-            answer.gaps = _joined([*answer.gaps, *got.gaps])
+            answer.gaps = await aside(len(answer.gaps) + len(got.gaps), _joined, [*answer.gaps, *got.gaps])
         answer.error = got.error or answer.error
         self._closed |= ask.closed
         self._lasting = self._lasting and got.lasting
@@ -233,13 +234,17 @@ class BarWalk:
         self._answer.bars = joined(self._answer.bars, bars)
         self._answer.forming = [bar.ts for bar in bars]
 
-    def _fill(self, shown: RangeSet) -> None:
+    async def _fill(self, shown: RangeSet) -> None:
         """Flat bars where surely, or as far as anybody knows, nothing traded while the venue was open."""
-        answer = self._answer
         if self._query.fill is Fill.PREVIOUS:
-            unknown = RangeSet(gap.range for gap in answer.gaps)
-            empty = shown - runs_of(answer.bars, self._tf) - self._closed - unknown
-            answer.bars, answer.filled = fill_previous(answer.bars, empty, self._tf, carry=self._query.carry)
+            size = sum(self._tf.buckets_between(*part) for part in shown)
+            await aside(size, self._fill_in, shown)
+
+    def _fill_in(self, shown: RangeSet) -> None:
+        answer = self._answer
+        unknown = RangeSet(gap.range for gap in answer.gaps)
+        empty = shown - runs_of(answer.bars, self._tf) - self._closed - unknown
+        answer.bars, answer.filled = fill_previous(answer.bars, empty, self._tf, carry=self._query.carry)
 
     def _cut_page(self, first: int, at: int) -> None:
         """Keep the first `limit` bars; what was looked at behind them belongs to the next page."""

@@ -134,8 +134,9 @@ class NoCache(Cache):
 class BlockCache(Cache):
     """What all caches share: days of minutes, which the heirs keep where they like."""
 
-    #: Days in one go.
+    #: Days that are read in one go, and days that are written.
     batch: ClassVar[int] = 8
+    write_batch: ClassVar[int] = 2
 
     def __init__(self, *, max_value_bytes: int = MAX_VALUE_BYTES, budget_s: float = float("inf")) -> None:
         """`budget_s`: after this long, a call over many entries is content with those it has dealt with."""
@@ -177,7 +178,7 @@ class BlockCache(Cache):
         by_day = groupby(hours, key=lambda item: item[0] - item[0] % DAY_MS)
         days = ((day_ms, {at % DAY_MS // HOUR_MS: hour for at, hour in items}) for day_ms, items in by_day)
         give_up_at = monotonic() + self._budget_s
-        async for batch in _with_pauses(_batches(days, self.batch)):
+        async for batch in _with_pauses(_batches(days, self.write_batch)):
             fresh = {MinuteKey(series_id, revision, day_ms): newer for day_ms, newer in batch}
             if not await self._lay_over(fresh) or monotonic() > give_up_at:
                 break

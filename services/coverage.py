@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from domain.series import Verdict
-from domain.time_range import RangeSet, TimeRange
+from domain.time_range import NOWHERE, RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
 from services.database import Connection
-from services.sql import load_queries
+from services.sql import load_queries, unpacked_ranges
 
 #: An empty answer counts as "no trades" when it is given again at least this long after the first.
 CONFIRM_AFTER_MS = HOUR_MS
@@ -56,10 +56,15 @@ class Check(NamedTuple):
 class Knowledge(NamedTuple):
     """The ledger's entries of one series and timeframe, within a range."""
 
-    answered: RangeSet = RangeSet()
-    confirmed: RangeSet = RangeSet()
-    not_listed: RangeSet = RangeSet()
+    answered: RangeSet = NOWHERE
+    confirmed: RangeSet = NOWHERE
+    not_listed: RangeSet = NOWHERE
     checks: Sequence[Check] = ()
+
+    @property
+    def size(self) -> int:
+        """Stretches that it is made of."""
+        return len(self.answered) + len(self.confirmed) + len(self.not_listed) + len(self.checks)
 
     def resting(self, now_ms: int) -> RangeSet:
         """What was asked for so recently that asking again is of no use yet."""
@@ -263,12 +268,9 @@ class CoverageLedger:
         rows = await db.fetch(self._sql["read"], series_id, timeframe.value, *wanted)
         states: dict[str, RangeSet] = {}
         for row in rows:
-            found = RangeSet.ascending((r.lower, r.upper) for r in row["ranges"])
-            states[row["state"]] = states.get(row["state"], RangeSet()) | found
-        nothing = RangeSet()
-        return Knowledge(
-            states.get("answered", nothing), states.get("confirmed", nothing), states.get("not_listed", nothing)
-        )
+            states[row["state"]] = states.get(row["state"], NOWHERE) | unpacked_ranges(row["ranges"])
+        answered, confirmed, not_listed = (states.get(one, NOWHERE) for one in ("answered", "confirmed", "not_listed"))
+        return Knowledge(answered, confirmed, not_listed)
 
     async def answered(
         self,

@@ -16,6 +16,7 @@ from services.coverage import Check, Knowledge, Tile, tile
 from services.data_sources.base import Ask, DataSource, How, SourceAnswer, Trace, consult
 from services.data_sources.cache_source import CacheSource
 from services.data_sources.plugin_source import PluginSource
+from services.heavy import aside
 from services.market_service import Listing
 from services.sessions import SessionService
 from services.turns import Turns
@@ -96,9 +97,8 @@ class DataOrchestrator:
         fresh = await consult((*self._local, self._plugin, self._last), ask, rest, trace)
         if fresh.lasting:
             await self._cache.keep(ask, fresh)
-        gaps = [Gap(t.range, t.verdict) for t in await self._explain(ask, rest, fresh)]
-        lasting = fresh.lasting.covers(rest)
-        return Bars(joined(cached.bars, fresh.bars), trace.sources, gaps, trace.error, lasting)
+        tiles = await self._explain(ask, rest, fresh)
+        return await aside(len(tiles) + fresh.size, _bars_of, cached, fresh, rest, tiles, trace)
 
     async def coverage(self, ask: Ask) -> list[Tile]:
         """Verdicts that tile the range, from what is stored alone."""
@@ -106,12 +106,12 @@ class DataOrchestrator:
         if ask.timeframe is Timeframe.M1:
             knowledge = await self._store.knowledge(ask.stored.id, Timeframe.M1, ask.range)
             data = await self._store.runs(ask.stored.id, Timeframe.M1, ask.range, folded=True)
-            return tile(wanted, data=data, closed=ask.closed, knowledge=knowledge)
+            size = len(data) + len(ask.closed) + knowledge.size
+            return await aside(size, tile, wanted, data=data, closed=ask.closed, knowledge=knowledge)
         answer = await consult((*self._local, self._last), ask, wanted, Trace())
         knowledge = await self._knowledge(ask, answer)
-        settled = knowledge._replace(confirmed=knowledge.confirmed | (answer.settled - knowledge.not_listed))
-        data = runs_of(answer.bars, ask.timeframe) & answer.settled
-        return tile(wanted, data=data, closed=ask.closed, knowledge=settled)
+        size = len(answer.bars) + answer.size + len(ask.closed) + knowledge.size
+        return await aside(size, _tiles_of, ask, wanted, answer, knowledge)
 
     async def forming(self, ask: Ask) -> list[Bar]:
         """Bars of the range that are not final yet, straight from the provider, kept for a second, never stored."""
@@ -156,30 +156,48 @@ class DataOrchestrator:
         return accounted, end_ms if stored_ms is None else min(stored_ms, end_ms)
 
     async def _explain(self, ask: Ask, wanted: RangeSet, answer: SourceAnswer) -> list[Tile]:
-        missing = wanted - answer.settled
+        missing = await aside(len(wanted) + answer.size, wanted.__sub__, answer.settled)
         if not missing:
             return []
         knowledge = await self._knowledge(ask, answer)
-        return tile(missing, data=RangeSet(), closed=RangeSet(), knowledge=knowledge)
+        return await aside(
+            len(missing) + knowledge.size, tile, missing, data=NOWHERE, closed=NOWHERE, knowledge=knowledge
+        )
 
     async def _knowledge(self, ask: Ask, answer: SourceAnswer) -> Knowledge:
         """What the ledger says, in buckets of the timeframe; what an answer knows was answered for."""
         found = await self._native_knowledge(ask)
-        return found._replace(answered=found.answered | (answer.known - answer.settled))
+        return await aside(found.size + answer.size, _with_answered, found, answer)
 
     async def _native_knowledge(self, ask: Ask) -> Knowledge:
         """What the ledger says of the provider's own timeframe, in buckets of the one asked for."""
         found = await self._store.knowledge(ask.stored.id, ask.native, ask.range)
-        if ask.native is ask.timeframe:
-            return found
-        whole = ask.timeframe
-        checks = (check._replace(range=part) for check in found.checks for part in _outward(check, whole))
-        return Knowledge(
-            found.answered.whole_buckets(whole),
-            found.confirmed.whole_buckets(whole),
-            found.not_listed.whole_buckets(whole),
-            sorted(checks),
-        )
+        return found if ask.native is ask.timeframe else await aside(found.size, _in_buckets, found, ask.timeframe)
+
+
+def _with_answered(found: Knowledge, answer: SourceAnswer) -> Knowledge:
+    return found._replace(answered=found.answered | (answer.known - answer.settled))
+
+
+def _in_buckets(found: Knowledge, whole: Timeframe) -> Knowledge:
+    checks = (check._replace(range=part) for check in found.checks for part in _outward(check, whole))
+    return Knowledge(
+        found.answered.whole_buckets(whole),
+        found.confirmed.whole_buckets(whole),
+        found.not_listed.whole_buckets(whole),
+        sorted(checks),
+    )
+
+
+def _bars_of(cached: SourceAnswer, fresh: SourceAnswer, rest: RangeSet, tiles: Sequence[Tile], trace: Trace) -> Bars:
+    gaps = [Gap(one.range, one.verdict) for one in tiles]
+    return Bars(joined(cached.bars, fresh.bars), trace.sources, gaps, trace.error, lasting=fresh.lasting.covers(rest))
+
+
+def _tiles_of(ask: Ask, wanted: RangeSet, answer: SourceAnswer, knowledge: Knowledge) -> list[Tile]:
+    settled = knowledge._replace(confirmed=knowledge.confirmed | (answer.settled - knowledge.not_listed))
+    data = runs_of(answer.bars, ask.timeframe) & answer.settled
+    return tile(wanted, data=data, closed=ask.closed, knowledge=settled)
 
 
 def _outward(check: Check, timeframe: Timeframe) -> RangeSet:

@@ -90,6 +90,7 @@ class RedisCache(BlockCache):
     """
 
     batch = 16
+    write_batch = 16
 
     def __init__(
         self,

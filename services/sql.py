@@ -1,11 +1,15 @@
 """Named queries, read once from the files under `sql/timescale/queries/`."""
 
 import re
+import struct
 from functools import cache
 from importlib.resources import files
 
+from domain.time_range import NOWHERE, RangeSet
 from domain.timeframe import Timeframe
 
+#: Start and end in epoch milliseconds.
+_RANGE = struct.Struct(">qq")
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
@@ -15,6 +19,11 @@ def load_queries(group: str) -> dict[str, str]:
     text = (files("sql.timescale") / "queries" / f"{group}.sql").read_text(encoding="utf-8")
     parts = _NAME.split(text)[1:]
     return {name: body.strip().rstrip(";") for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def unpacked_ranges(packed: bytes | None) -> RangeSet:
+    """Ascending, disjoint ranges out of 16 bytes each; NULL is none."""
+    return RangeSet.joining(_RANGE.iter_unpack(packed)) if packed else NOWHERE
 
 
 def bucket_of(timeframe: Timeframe, column: str = "ts") -> str:

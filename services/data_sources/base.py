@@ -13,6 +13,7 @@ from domain.timeframe import Timeframe
 from plugins.base import Capabilities, PluginError
 from services.bar_store import StoredSeries
 from services.feed import Feed
+from services.heavy import aside
 
 _ANY_TIMEFRAME = Capabilities(timeframes=tuple(Timeframe), bars_per_call=1000)
 
@@ -93,6 +94,11 @@ class SourceAnswer(NamedTuple):
     settled: RangeSet = NOWHERE
     lasting: RangeSet = NOWHERE
 
+    @property
+    def size(self) -> int:
+        """Stretches that it is made of."""
+        return len(self.known) + len(self.settled) + len(self.lasting)
+
     def plus(self, other: "SourceAnswer") -> "SourceAnswer":
         """Both answers in one; they are for disjoint buckets."""
         return SourceAnswer(
@@ -134,5 +140,6 @@ async def consult(sources: Iterable[DataSource], ask: Ask, wanted: RangeSet, tra
         missing = wanted - answer.known
         if not missing:
             break
-        answer = answer.plus(await source.read(ask, missing, trace))
+        found = await source.read(ask, missing, trace)
+        answer = await aside(answer.size + found.size, answer.plus, found)
     return answer

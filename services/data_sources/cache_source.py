@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-from domain.packed import clipped
 from domain.time_range import RangeSet
 from domain.timeframe import Timeframe
 from services.cache_manager import Cache
@@ -35,6 +34,6 @@ class CacheSource(DataSource):
         """Put what lasts of an answer into the cache."""
         series_id, revision = ask.stored.id, ask.stored.revision
         if ask.timeframe is Timeframe.M1:
-            await self._cache.store_1m_bars(series_id, revision, clipped(answer.bars, answer.lasting), answer.lasting)
+            await self._cache.store_1m_bars(series_id, revision, answer.bars, answer.lasting)
         elif answer.lasting.covers(RangeSet.of(*ask.range)):
             await self._cache.set_resampled(series_id, revision, ask.timeframe, ask.range, answer.bars)

@@ -7,8 +7,9 @@ from domain.bar import Bar, fold
 from domain.packed import PackedBars
 from domain.time_range import RangeSet
 from services.bar_store import BarStore
-from services.coverage import settled
+from services.coverage import Knowledge, settled
 from services.data_sources.base import Ask, DataSource, SourceAnswer, Trace
+from services.heavy import aside
 
 
 class DbSource(DataSource):
@@ -31,17 +32,34 @@ class DbSource(DataSource):
         knowledge, bars = await self._store.stock(ask.stored.id, ask.native, span)
         if not (knowledge.answered or knowledge.not_listed or ask.closed):
             return SourceAnswer()
-        final = settled(bars.runs(ask.native), ask.closed, knowledge)
-        if provisional := knowledge.answered - final:
+        size = knowledge.size + len(wanted) + bars.parts(ask.native)
+        final, provisional = await aside(size, _final, ask, bars, knowledge)
+        if provisional:
             asked = await self._store.knowledge(ask.stored.id, ask.native, span)
-            provisional &= asked.resting(ask.now_ms)
-        known = (final | provisional).whole_buckets(ask.timeframe) & wanted
-        certain = final.whole_buckets(ask.timeframe) & known
-        lasting = certain & knowledge.answered.whole_buckets(ask.timeframe)
-        answer = SourceAnswer(_of(bars, ask, known), known, certain, lasting)
+            provisional = await aside(asked.size + len(provisional), _resting, provisional, asked, ask.now_ms)
+        answer = await aside(size, _answer, ask, wanted, bars, knowledge.answered, final=final, provisional=provisional)
         if answer.bars:
             trace.gave(self.name)
         return answer
+
+
+def _final(ask: Ask, bars: PackedBars, knowledge: Knowledge) -> tuple[RangeSet, RangeSet]:
+    """Native buckets whose verdict is final, and those whose emptiness is not."""
+    final = settled(bars.runs(ask.native), ask.closed, knowledge)
+    return final, knowledge.answered - final
+
+
+def _resting(provisional: RangeSet, asked: Knowledge, now_ms: int) -> RangeSet:
+    return provisional & asked.resting(now_ms)
+
+
+def _answer(
+    ask: Ask, wanted: RangeSet, bars: PackedBars, answered: RangeSet, *, final: RangeSet, provisional: RangeSet
+) -> SourceAnswer:
+    known = (final | provisional).whole_buckets(ask.timeframe) & wanted
+    certain = final.whole_buckets(ask.timeframe) & known
+    lasting = certain & answered.whole_buckets(ask.timeframe)
+    return SourceAnswer(_of(bars, ask, known), known, certain, lasting)
 
 
 def _of(bars: PackedBars, ask: Ask, known: RangeSet) -> Sequence[Bar]:

@@ -96,20 +96,26 @@ FROM {source} WHERE series_id = $1 AND ts >= $2 AND ts < $3
 GROUP BY {bucket};
 
 -- name: runs_of_minutes
--- Stretches of buckets that hold a bar; $4: width of a bucket.
+-- Stretches of buckets that hold a bar, 16 bytes each; $4: width of a bucket.
 WITH marked AS (
     SELECT ts, ts - (row_number() OVER (ORDER BY ts)) * ($4::text)::interval AS run
     FROM bars_1m WHERE series_id = $1 AND ts >= $2 AND ts < $3
+), runs AS (
+    SELECT min(ts) AS starts, max(ts) + ($4::text)::interval AS ends FROM marked GROUP BY run
 )
-SELECT min(ts) AS starts, max(ts) + ($4::text)::interval AS ends FROM marked GROUP BY run ORDER BY 1;
+SELECT string_agg(int8send((date_part('epoch', starts) * 1000)::bigint)
+                  || int8send((date_part('epoch', ends) * 1000)::bigint), ''::bytea ORDER BY starts) FROM runs;
 
 -- name: runs_of_native
--- Stretches of buckets that hold a bar; $4: width of a bucket.
+-- Stretches of buckets that hold a bar, 16 bytes each; $4: width of a bucket.
 WITH marked AS (
     SELECT ts, ts - (row_number() OVER (ORDER BY ts)) * ($4::text)::interval AS run
     FROM native_bars WHERE series_id = $1 AND ts >= $2 AND ts < $3 AND timeframe = $5
+), runs AS (
+    SELECT min(ts) AS starts, max(ts) + ($4::text)::interval AS ends FROM marked GROUP BY run
 )
-SELECT min(ts) AS starts, max(ts) + ($4::text)::interval AS ends FROM marked GROUP BY run ORDER BY 1;
+SELECT string_agg(int8send((date_part('epoch', starts) * 1000)::bigint)
+                  || int8send((date_part('epoch', ends) * 1000)::bigint), ''::bytea ORDER BY starts) FROM runs;
 
 -- name: next_ts
 -- The first stored bar at or after $2; the minutes and a native timeframe are looked at together.

@@ -1,6 +1,9 @@
 -- name: read
--- The parts of the ledger that touch the range [$3, $4); before a listing there are bars of no timeframe.
-SELECT state, ranges * tstzmultirange(tstzrange($3, $4)) AS ranges
+-- The parts of the ledger that touch the range [$3, $4); before a listing there are bars of no timeframe. Each range is
+-- 16 bytes, its start and its end: a driver takes them all as one value.
+SELECT state, (SELECT string_agg(int8send((date_part('epoch', lower(r)) * 1000)::bigint)
+                                 || int8send((date_part('epoch', upper(r)) * 1000)::bigint), ''::bytea ORDER BY r)
+               FROM unnest(ranges * tstzmultirange(tstzrange($3, $4))) AS r) AS ranges
 FROM coverage WHERE series_id = $1 AND (timeframe = $2 OR (state = 'not_listed' AND timeframe = '1m'));
 
 -- name: read_checks
