@@ -259,7 +259,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server ends: so does the connection, with the answers that are under way."""
-        if self._refusal is not None or self._linger_bytes >= 0:
+        if self._linger_bytes >= 0:
             self.transport.close()
         else:
             super().shutdown()
@@ -268,10 +268,13 @@ class HttpProtocol(HttpToolsProtocol):
         """Take nothing more; say why, behind the answers that are under way."""
         self._refusal = fault
         cycle = self.cycle
-        if cycle is None or cycle.response_complete:
+        if self.pipeline:
+            # The ones before it are answered; of this one, the rest of its body will not be understood.
+            if cycle.more_body:
+                self.pipeline.popleft()
+        elif cycle is None or cycle.response_complete:
             self._linger()
         elif cycle.more_body:
-            # The rest of its body will not be understood.
             cycle.disconnected = True
             cycle.waiting_for_100_continue = False
             cycle.message_event.set()

@@ -284,6 +284,16 @@ async def test_what_came_before_nonsense_is_answered(socket: RawSocket, app: App
     await socket.hear_end()
 
 
+async def test_what_came_before_a_body_that_is_nonsense_is_answered(socket: RawSocket, app: Application):
+    body = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\nnonsense\r\n"
+    socket.writer.write(GET % b"/slow" + GET % b"/plain" + body)
+    await until(lambda: app.asked)
+    app.gate.set()
+    assert [(await hear(socket))[0] for _ in range(3)] == [200, 200, 400]
+    await socket.hear_end()
+    assert app.bodies == []
+
+
 async def test_a_body_that_turns_into_nonsense_ends_the_request(socket: RawSocket, app: Application):
     socket.writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\nnonsense\r\n")
     assert (await hear(socket))[0] == 400

@@ -67,6 +67,30 @@ async def test_a_message_in_pieces_is_one_message():
         assert await socket.hear() == (TEXT, b'{"type":"pong"}')
 
 
+@pytest.mark.parametrize("size", [1, 1_000, 1 << 20])
+async def test_many_messages_are_taken_in_their_order_however_they_are_cut_up(size: int):
+    count = 100 if size == 1 else 3_000
+    words = [json.dumps({"op": "unsubscribe", "id": f"é{number}"}, ensure_ascii=False) for number in range(count)]
+    frames = b"".join(
+        frame(TEXT, text.encode()) + (frame(PING_KIND) if at % 7 else b"") for at, text in enumerate(words)
+    )
+    async with serving(stream_message_burst=100_000) as server, raw_socket(server.port) as socket:
+        await socket.shake_hands()
+
+        async def say() -> None:
+            for at in range(0, len(frames), size):
+                socket.writer.write(frames[at : at + size])
+                await socket.writer.drain()
+
+        saying = asyncio.create_task(say())
+        told = []
+        while len(told) < count:
+            kind, payload = await socket.hear()
+            told += [json.loads(payload)["id"]] if kind == TEXT else []
+        await saying
+        assert told == [f"é{number}" for number in range(count)]
+
+
 async def test_a_client_that_vanishes_in_the_midst_of_the_handshake_leaves_nothing():
     async with serving() as server:
         async with raw_socket(server.port) as socket:
