@@ -49,7 +49,7 @@ class Reader:
     def __init__(self, task: Task) -> None:
         """Take where files may be written, and how much is asked."""
         self._task = task
-        self._seconds, self._warm_up_s = (1.0, 0.3) if task.quick else (4.0, 1.0)
+        self._seconds, self._warm_up_s = (1.0, 0.3) if task.quick else (2.0, 0.5)
         self._number = 0
         #: Of the last load.
         self.busy: list[float] = []
@@ -86,9 +86,9 @@ class Reader:
         """Look where the server spends its time under the same load, once the figures are taken."""
         if self._task.quick:
             return []
-        loading = asyncio.create_task(self.load(server, targets, least=least, most=most, again=again, seconds=5.0))
-        await asyncio.sleep(self._warm_up_s + 0.5)
-        found = await profile(title, server.pid, 4, self._task.scratch)
+        loading = asyncio.create_task(self.load(server, targets, least=least, most=most, again=again, seconds=4.2))
+        await asyncio.sleep(self._warm_up_s + 0.4)
+        found = await profile(title, server.pid, 3, self._task.scratch)
         await loading
         return [found]
 

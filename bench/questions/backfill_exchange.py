@@ -34,7 +34,7 @@ _EXCHANGE = "binance"
 
 async def run(task: Task) -> Outcome:
     """Measure on a fresh database each round."""
-    window = TimeRange(BEGAN_MS, BEGAN_MS + (2 if task.quick else 15) * DAY_MS)
+    window = TimeRange(BEGAN_MS, BEGAN_MS + (2 if task.quick else 12) * DAY_MS)
     request = BackfillRequest("crypto", _EXCHANGE, SYMBOLS, window)
     number = count()
     found: dict[str, str] = {}

@@ -24,7 +24,7 @@ from bench.provider import installed
 
 async def run(task: Task) -> Outcome:
     """Measure on a fresh database each round."""
-    request = request_for(symbols=2, days=2) if task.quick else request_for(symbols=10, days=55)
+    request = request_for(symbols=2, days=2) if task.quick else request_for(symbols=10, days=35)
     number = count()
     found: dict[str, str] = {}
     with installed(task.scratch):

@@ -7,6 +7,8 @@ begins. Control: as for `read_windows`.
 """
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
@@ -15,11 +17,12 @@ from bench.exchange import running_exchange
 from bench.flock import flock, subscribed
 from bench.history import BEGAN_MS, SYMBOLS, WINDOW, days_of, history, target
 from bench.load import Load
-from bench.outcome import Outcome, Profile, Row, Task
+from bench.outcome import Outcome, Task
 from bench.product import WrongResultError, ccxt_settings, fresh_database
 from bench.reading import Contest, Reader, check_kept, fetched, held
-from bench.servers import Server, offered
+from bench.servers import Server
 from bench.stream_server import PATH, running
+from config import BaseConfig
 from domain.timeframe import DAY_MS, MINUTE_MS
 
 _SYMBOL = SYMBOLS[0]
@@ -30,35 +33,12 @@ _TOLD = 0.6
 
 
 async def run(task: Task) -> Outcome:
-    """Measure on each web server that is offered."""
+    """Measure on the web server that is the default."""
     reader = Reader(task)
-    rows: list[Row] = []
-    profiles: list[Profile] = []
-    async with history(task.shared, quick=task.quick) as url:
-        for name in offered()[: 1 if task.quick else None]:
-            # What is told is stored: in a copy.
-            async with fresh_database(url, f"latest_{name}", template="history") as copy:
-                row, found = await _on(name, task, reader, copy)
-            rows.append(row)
-            profiles += found
-    return Outcome(rows, reader.notes(), profiles=profiles)
-
-
-async def _on(name: str, task: Task, reader: Reader, url: str) -> tuple[Row, list[Profile]]:
-    # Where the history ends, the stream goes on.
-    clock = SteppingClock(time.time(), BEGAN_MS + days_of(quick=task.quick) * DAY_MS, _STEP_S)
-    settings = {"CANDLERY_SERVER": name, "CANDLERY_DATABASE_URL": url, **clock.environment()}
-    async with (
-        running_exchange([_SYMBOL], clock=clock) as options,
-        running("candlery", task.scratch / name, settings | ccxt_settings("binance", options)) as remote,
-        flock(remote.address, PATH, 1, hello=None, wanted=lambda text: b'"closed"' in text) as crowd,
-    ):
-        await subscribed(crowd, [_SYMBOL])
-        await crowd.until(10)
-        server = Server(remote.address, remote.pid)
+    async with _live_server(task) as server:
         contest = Contest(
             "the last 1,000 bars, a new one every 100 ms",
-            name,
+            BaseConfig.server,
             "quart",
             b"0" * len(await fetched(server, _TARGET)),
             targets=lambda: [_TARGET],
@@ -67,7 +47,26 @@ async def _on(name: str, task: Task, reader: Reader, url: str) -> tuple[Row, lis
             again=True,
             slack=0.1,
         )
-        return await held(contest, server, reader, task)
+        row, profiles = await held(contest, server, reader, task)
+    return Outcome([row], reader.notes(), profiles=profiles)
+
+
+@asynccontextmanager
+async def _live_server(task: Task) -> AsyncIterator[Server]:
+    """Where the history ends, the stream goes on; what it tells is stored in a copy."""
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(history(task.shared, quick=task.quick))
+        copy = await stack.enter_async_context(fresh_database(url, "latest", template="history"))
+        clock = SteppingClock(time.time(), BEGAN_MS + days_of(quick=task.quick) * DAY_MS, _STEP_S)
+        options = await stack.enter_async_context(running_exchange([_SYMBOL], clock=clock))
+        settings = {"CANDLERY_DATABASE_URL": copy, **clock.environment(), **ccxt_settings("binance", options)}
+        remote = await stack.enter_async_context(running("candlery", task.scratch, settings))
+        crowd = await stack.enter_async_context(
+            flock(remote.address, PATH, 1, hello=None, wanted=lambda text: b'"closed"' in text)
+        )
+        await subscribed(crowd, [_SYMBOL])
+        await crowd.until(10)
+        yield Server(remote.address, remote.pid)
 
 
 def _check(done: Load) -> None:

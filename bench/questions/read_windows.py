@@ -5,31 +5,20 @@ Control: a bare Quart route on the same web server, which answers the same reque
 """
 
 from bench.history import SYMBOLS, YEAR_DAYS, days_of, history, pages_of_year, window_target, windows
-from bench.outcome import Outcome, Profile, Row, Task
+from bench.outcome import Outcome, Task
 from bench.reading import Contest, Reader, check_kept, fetched, held, serving, typical_size
-from bench.servers import offered
+from config import BaseConfig
 from domain.timeframe import DAY_MS, MINUTE_MS
 
 _ROOM = {"CANDLERY_CACHE_BYTES": str(512 << 20)}
 #: Targets of one load: more than can be answered in its time.
-_TARGETS, _QUICK_TARGETS = 40_000, 6_000
+_TARGETS, _QUICK_TARGETS = 20_000, 6_000
 _SAMPLE = 20
 
 
 async def run(task: Task) -> Outcome:
-    """Measure on each web server that is offered."""
+    """Measure on the web server that is the default."""
     reader = Reader(task)
-    rows: list[Row] = []
-    profiles: list[Profile] = []
-    async with history(task.shared, quick=task.quick) as url:
-        for name in offered()[: 1 if task.quick else None]:
-            row, found = await _on(name, task, reader, url)
-            rows.append(row)
-            profiles += found
-    return Outcome(rows, reader.notes(), profiles=profiles)
-
-
-async def _on(name: str, task: Task, reader: Reader, url: str) -> tuple[Row, list[Profile]]:
     days = min(days_of(quick=task.quick), YEAR_DAYS)
     count = _QUICK_TARGETS if task.quick else _TARGETS
     unasked = iter(windows(SYMBOLS, days * DAY_MS // MINUTE_MS, _SAMPLE + count * (task.rounds + 2), seed=2))
@@ -37,12 +26,12 @@ async def _on(name: str, task: Task, reader: Reader, url: str) -> tuple[Row, lis
     def targets(wanted: int = count) -> list[str]:
         return [window_target(*next(unasked)) for _ in range(wanted)]
 
-    async with serving(task, url, {"CANDLERY_SERVER": name, **_ROOM}) as server:
+    async with history(task.shared, quick=task.quick) as url, serving(task, url, _ROOM) as server:
         for page in pages_of_year(days):
             await fetched(server, page)
         contest = Contest(
             "1,000 bars at random from the cache",
-            name,
+            BaseConfig.server,
             "quart",
             b"0" * await typical_size(server, targets(_SAMPLE)),
             targets=targets,
@@ -50,4 +39,5 @@ async def _on(name: str, task: Task, reader: Reader, url: str) -> tuple[Row, lis
             wanted="ratio at least 0.5",
             slack=0.1,
         )
-        return await held(contest, server, reader, task)
+        row, profiles = await held(contest, server, reader, task)
+    return Outcome([row], reader.notes(), profiles=profiles)

@@ -83,6 +83,7 @@ def test_a_stream_that_is_measured_reaches_every_client():
     run = finished("--quick", "stream_fanout", "stream_follow")
     assert run.returncode == 0, run.stderr
     assert "one bar to 100 clients" in run.stdout
+    assert "p99 to 100 clients" in run.stdout
     assert "following 50 series" in run.stdout
 
 
