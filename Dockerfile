@@ -6,7 +6,7 @@ FROM python:3.11.14-slim-trixie AS build
 WORKDIR /src
 RUN python -m venv /opt/candlery
 COPY . .
-RUN /opt/candlery/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt .
+RUN /opt/candlery/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[uvicorn]"
 
 FROM python:3.11.14-slim-trixie
 # The embedded PostgreSQL refuses to run as root, and nothing here needs to be.

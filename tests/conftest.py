@@ -20,6 +20,7 @@ from services.coverage import CoverageLedger
 from services.rollups import PlainRollups, TimescaleRollups
 from tests.support.clock import ManualClock
 from tests.support.market import START_MS
+from tests.support.servers import pytest_asyncio_loop_factories  # noqa: F401 - a hook
 from tests.timescale.server import TimescaleServer, why_unavailable
 
 RECORDINGS = Path(os.environ.get("CANDLERY_RECORDINGS") or Path(__file__).resolve().parents[2] / "shared")

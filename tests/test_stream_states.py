@@ -80,6 +80,9 @@ async def is_up(scene: Scene) -> None:
 async def test_an_upstream_that_drops_is_recovering_then_down_then_up_again(scene: Scene) -> None:
     async with watching(scene.product, BTC, since_ms=FIRST_MS) as one:
         await is_up(scene)
+        # The word that it is up comes before the bars.
+        up_ms = scene.clock.now_ms()
+        await until(lambda: one.has(MARKET, up_ms), why=lambda: one.difference(MARKET, up_ms))
         one.states.clear()
         scene.refuse_streams()
         await until(lambda: states(one)[-1:] == [FeedState.DOWN])
