@@ -1,5 +1,6 @@
 """The one composition root: builds the graph of services, opens it in order, and closes it in reverse."""
 
+import gc
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -237,9 +238,20 @@ def _start_chores(supervisor: Supervisor, services: Services) -> None:
     supervisor.every(_RECHECK_S, "look again at empty minutes", services.rechecker.run)
     healer = Healer(services.backfills, services.config.watch)
     services.markets.on_recovery = healer.wake
+    services.markets.on_change = spare_collections
     supervisor.every(services.config.heal_interval_s, "heal watched series", healer.run, woken=healer.woken)
     supervisor.every(_BACKFILL_CHECK_S, "count backfill chunks", services.backfills.refresh)
     supervisor.every(_TOTALS_S, "count stored minutes", services.totals.refresh)
+
+
+def spare_collections() -> None:
+    """Have Python's collector look once at all that is there now, and leave out what stays from then on.
+
+    A look at a provider's client, and its thousands of symbols, takes long enough for everybody to notice.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 async def _embedded(config: BaseConfig, stack: AsyncExitStack, *, beside_server: bool) -> str:

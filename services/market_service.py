@@ -137,6 +137,8 @@ class MarketService:
         self._making: dict[InstanceKey, asyncio.Task[_Instance]] = {}
         #: Told when a provider answers again after it failed.
         self.on_recovery: Callable[[], None] | None = None
+        #: Told when providers were opened or closed: much memory was taken that stays, or given up.
+        self.on_change: Callable[[], None] | None = None
         #: By market and provider, what instances used that are closed.
         self._used: dict[tuple[str, str], UpstreamUse] = {}
 
@@ -156,6 +158,8 @@ class MarketService:
         for key in idle:
             del self._instances[key]
         await asyncio.gather(*(self._close(key, instance) for key, instance in idle.items()))
+        if idle and self.on_change is not None:
+            self.on_change()
 
     def markets(self) -> Sequence[str]:
         """Every market that some plugin serves."""
@@ -310,6 +314,8 @@ class MarketService:
         feed.recovered = self._recovered
         instance = _Instance(feed, self._clock.now_ms())
         self._instances[key] = instance
+        if self.on_change is not None:
+            self.on_change()
         return instance
 
     def _recovered(self) -> None:

@@ -59,6 +59,19 @@ async def test_an_idle_instance_is_closed_and_made_anew_on_use(house: House, doo
     assert door.closed == 2
 
 
+async def test_it_tells_when_providers_are_opened_and_closed(store: BarStore, clock: ManualClock):
+    house = make_house(store, clock, ScriptedPlugin({"A/B": []}))
+    told: list[int] = []
+    house.markets.on_change = lambda: told.append(len(house.markets.open_providers()))
+    await house.markets.symbols("test", "scripted")
+    await house.markets.symbols("test", "scripted")
+    await house.markets.close_idle()
+    clock.advance(days=1)
+    await house.markets.close_idle()
+    assert told == [1, 0]
+
+
+
 async def test_a_provider_keeps_its_pause_when_its_instance_is_made_anew(house: House, clock: ManualClock) -> None:
     first = await house.markets.feed("test", "scripted")
     first.budget.pause(60)
