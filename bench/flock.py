@@ -16,7 +16,7 @@ _PONG = b"\x8a\x80" + bytes(4)
 _SHORT, _LONG = 126, 127
 _JOIN_TIMEOUT_S = 60.0
 #: Sockets that connect at once.
-_ABREAST = 50
+_ABREAST = 100
 
 
 class Client(asyncio.Protocol):

@@ -3,10 +3,12 @@
 The rows are made by the server, which is the fastest way; ledger and aggregates are Candlery's own work.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -16,6 +18,7 @@ from bench.product import candlery, embedded_server
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
+from services.database import Connection
 
 #: A provider that is open, but need not be asked for anything: all of it is stored.
 MARKET, PROVIDER = "crypto", "binance"
@@ -77,30 +80,63 @@ def days_of(*, quick: bool) -> int:
 
 async def lay(services: Services, symbols: Sequence[str], *, minutes: int, aggregates: bool = True) -> None:
     """So many minutes of each symbol into an empty database, with their ledger and, if wanted, their aggregates."""
-    stored = [await services.store.ensure_series(Series(MARKET, PROVIDER, symbol)) for symbol in symbols]
+    ids = [(await services.store.ensure_series(Series(MARKET, PROVIDER, symbol))).id for symbol in symbols]
     span = TimeRange(BEGAN_MS, BEGAN_MS + minutes * MINUTE_MS)
+    async with services.database.connection() as db, db.transaction():
+        # What is written into a table of this very transaction needs no entry in the server's log.
+        await db.execute("TRUNCATE bars_1m")
+        await _drop_key(db)
+        await _walk(db, ids, minutes)
+        await _add_key(db)
+    await _finish(services, ids, span, aggregates=aggregates)
+
+
+async def lay_many(services: Services, symbols: Sequence[str], *, minutes: int) -> None:
+    """`lay` without aggregates over two connections, into a table that a crash of the server would leave empty."""
+    ids = [(await services.store.ensure_series(Series(MARKET, PROVIDER, symbol))).id for symbol in symbols]
+
+    async def some(part: Sequence[int]) -> None:
+        async with services.database.connection() as db:
+            await _walk(db, part, minutes)
+
     async with services.database.connection() as db:
-        await db.execute(_WALK, BEGAN_MS, minutes)
-        await db.execute("SET maintenance_work_mem = '1GB'")
-        async with db.transaction():
-            # What is written into a table of this very transaction needs no entry in the server's log.
-            await db.execute("TRUNCATE bars_1m")
-            await db.execute("ALTER TABLE bars_1m DROP CONSTRAINT bars_1m_pkey")
-            # One series after the other, as backfills and imports lay them.
-            for one in stored:
-                await db.execute(_LAY, one.id, timeout=_TIMEOUT_S)
-            await db.execute("ALTER TABLE bars_1m ADD PRIMARY KEY (series_id, ts)", timeout=_TIMEOUT_S)
-        # As it would be found a while after it was written.
+        await db.execute("ALTER TABLE bars_1m SET UNLOGGED")
+        await _drop_key(db)
+    await asyncio.gather(some(ids[::2]), some(ids[1::2]))
+    async with services.database.connection() as db:
+        await _add_key(db)
+    await _finish(services, ids, TimeRange(BEGAN_MS, BEGAN_MS + minutes * MINUTE_MS), aggregates=False)
+
+
+async def _drop_key(db: Connection) -> None:
+    await db.execute("ALTER TABLE bars_1m DROP CONSTRAINT bars_1m_pkey")
+
+
+async def _walk(db: Any, ids: Sequence[int], minutes: int) -> None:
+    """One series after the other, as backfills and imports lay them."""
+    await db.execute(_WALK, BEGAN_MS, minutes)
+    for series_id in ids:
+        await db.execute(_LAY, series_id, timeout=_TIMEOUT_S)
+
+
+async def _add_key(db: Any) -> None:
+    await db.execute("SET maintenance_work_mem = '1GB'")
+    await db.execute("ALTER TABLE bars_1m ADD PRIMARY KEY (series_id, ts)", timeout=_TIMEOUT_S)
+    await db.execute("RESET maintenance_work_mem")
+
+
+async def _finish(services: Services, ids: Sequence[int], span: TimeRange, *, aggregates: bool) -> None:
+    """The table as it would be found a while after it was written; ledger and aggregates."""
+    async with services.database.connection() as db:
         await db.execute("VACUUM ANALYZE bars_1m", timeout=_TIMEOUT_S)
-        await db.execute("RESET maintenance_work_mem")
-    for one in stored:
+    for series_id in ids:
         async with services.database.transaction() as db:
             now_ms = services.clock.now_ms()
             await services.store.ledger.answered(
-                db, one.id, Timeframe.M1, RangeSet((span,)), now_ms=now_ms, complete=True
+                db, series_id, Timeframe.M1, RangeSet((span,)), now_ms=now_ms, complete=True
             )
             if aggregates:
-                await services.store.rollups.touched(db, one.id, span)
+                await services.store.rollups.touched(db, series_id, span)
 
 
 def windows(symbols: Sequence[str], minutes: int, count: int, *, seed: int) -> list[tuple[str, int]]:

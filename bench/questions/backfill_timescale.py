@@ -25,7 +25,7 @@ async def run(task: Task) -> Outcome:
     """Measure on a fresh server each round."""
     if (reason := why_unavailable()) is not None:
         return Outcome([], [f"Not measured: {reason}"])
-    request = request_for(symbols=2, days=2) if task.quick else request_for(symbols=10, days=8)
+    request = request_for(symbols=2, days=2) if task.quick else request_for(symbols=10, days=6)
     found: dict[str, str] = {}
 
     async def control() -> float:

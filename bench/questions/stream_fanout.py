@@ -13,7 +13,7 @@ from bench.flock import Flock, flock
 from bench.outcome import Outcome, Row, Task
 from bench.stream_server import HELLO, PATH, Remote, allow_many_files, running
 
-_CLIENTS, _BARS, _SLOW_BARS = 1_000, 100, 4
+_CLIENTS, _BARS, _SLOW_BARS = 1_000, 100, 3
 _WARM_UP = 5
 
 
