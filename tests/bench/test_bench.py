@@ -18,6 +18,9 @@ from bench.report import results, table
 from domain.clock import SystemClock
 from domain.timeframe import MINUTE_MS
 
+#: Each of these starts many servers, one after the other.
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / ".bench-tmp"
 
@@ -29,7 +32,7 @@ def bench(*arguments: str) -> subprocess.Popen[str]:
 
 def finished(*arguments: str) -> subprocess.CompletedProcess[str]:
     with bench(*arguments) as process:
-        out, err = process.communicate(timeout=110)
+        out, err = process.communicate(timeout=280)
     assert not (SCRATCH / str(process.pid)).exists()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
