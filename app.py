@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from quart import Quart
 from quart_cors import cors
 
-from app_extensions import answer_cache, error_mapping, metrics, request_context
+from app_extensions import answer_cache, error_mapping, metrics, ohlcv_lane, request_context
 from app_extensions.metrics import HttpMetrics
 from app_extensions.supervisor import Supervisor
 from app_extensions.websocket_connection import WebsocketConnection
@@ -35,10 +35,12 @@ def create_app(config: BaseConfig, services: Services | None = None) -> Quart:
     for module in (root, health, listings, ohlcv, coverage, series, backfills, stream):
         app.register_blueprint(module.blueprint)
     _allow_origins(app, config)
+    # The last to be installed is the first to be asked.
+    ohlcv_lane.install(app, meters.count)
+    request_context.install(app)
     answer_cache.install(
         app, meters.count, max_bytes=config.answer_cache_bytes if config.cache_bytes else 0, ttl_s=config.cache_ttl_s
     )
-    request_context.install(app)
     _live(app, config, meters)
     return app
 

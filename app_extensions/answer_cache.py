@@ -1,8 +1,8 @@
 """Answers that are given again: a layer before the application, which repeats an answer from its bytes.
 
-The application says of an answer what its bars were read under, and until when it is good. A write to one of its series
-makes it unreachable, and so does any doubt whether such a write would have been heard of. What must be asked of every
-request, such as who sends it, belongs before this layer.
+What is asked for a second time is kept. The application says of it what its bars were read under, and until when it is
+good. A write to one of its series makes it unreachable, and so does any doubt whether such a write would be heard of.
+What must be asked of every request, such as who sends it, belongs before this layer.
 """
 
 import asyncio
@@ -17,21 +17,23 @@ from quart import Quart
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_etags
 
-from app_extensions.request_context import BEGAN, Asgi, Meter
-from blueprints.answers import GZIPPED, KEEP, Keep, is_known
+from app_extensions.ohlcv_lane import ROUTE
+from app_extensions.request_context import Asgi, Meter, named, own_headers
+from blueprints.answers import AGAIN, GZIPPED, KEEP, Keep, is_known
 from blueprints.context import EXTENSION, HttpServices
 
 Headers = list[tuple[bytes, bytes]]
 
-ROUTE = "/api/v1/ohlcv"
 #: Larger answers are not kept.
 MAX_BODY_BYTES = 2 << 20
 _OVERHEAD_BYTES = 2_000
+#: Questions that are known to have been asked once.
+MOST_ASKED = 10_000
 _GZIP_LEVEL = 1
 #: Compressing more than this takes longer than handing it to a thread.
 _GZIP_ON_LOOP_BYTES = 16 << 10
 #: What each answer has of its own.
-_OWN = frozenset({b"content-length", b"date", b"server"})
+_OWN = frozenset({b"content-length", b"x-request-id", b"server-timing"})
 
 
 class _Kept:
@@ -92,6 +94,8 @@ class AnswerCache:
         self._max_bytes = max_bytes
         self._ttl_ms = int(ttl_s * 1000)
         self._kept: OrderedDict[tuple[bytes, bytes | None], _Kept] = OrderedDict()
+        #: Questions that were asked once.
+        self._asked: dict[int, None] = {}
         self._bytes = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -99,20 +103,24 @@ class AnswerCache:
         if scope["type"] != "http" or scope["path"] != ROUTE or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
+        began_s = perf_counter()
         asked = dict(scope["headers"])
         key = (scope["query_string"], asked.get(b"origin"))
         kept = self._find(key)
         if kept is None:
-            await self._app(scope, receive, self._listening(key, scope, send))
+            if self._was_asked(key):
+                scope[AGAIN] = True
+                send = self._listening(key, scope, send)
+            await self._app(scope, receive, send)
         elif len(asked) != len(scope["headers"]) or not asked.keys().isdisjoint(
             (b"content-length", b"transfer-encoding")
         ):
             # Headers that come twice, and requests with a body, are for those who look closely.
             await self._app(scope, receive, send)
         else:
-            await self._repeat(kept, asked, scope, send)
+            await self._repeat(kept, asked, began_s, send)
 
-    async def _repeat(self, kept: _Kept, asked: dict[bytes, bytes], scope: Any, send: Any) -> None:
+    async def _repeat(self, kept: _Kept, asked: dict[bytes, bytes], began_s: float, send: Any) -> None:
         status, headers, body = 200, kept.headers, kept.keep.body
         known = asked.get(b"if-none-match")
         if known is not None and (tag := kept.tag) is not None and _has(known, tag):
@@ -121,9 +129,11 @@ class AnswerCache:
             if kept.zipped is None:
                 await self._zip(kept)
             headers, body = kept.zipped_headers, kept.zipped or b""
+        took_s = perf_counter() - began_s
+        headers = [*headers, *own_headers(named(asked.get(b"x-request-id")), took_s)]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        self._meter("GET", ROUTE, status, perf_counter() - scope[BEGAN])
         await send({"type": "http.response.body", "body": body})
+        self._meter("GET", ROUTE, status, took_s)
 
     def _find(self, key: tuple[bytes, bytes | None]) -> _Kept | None:
         kept = self._kept.get(key)
@@ -140,6 +150,16 @@ class AnswerCache:
                 return None
         self._kept.move_to_end(key)
         return kept
+
+    def _was_asked(self, key: tuple[bytes, bytes | None]) -> bool:
+        """Whether it was asked before. Most questions are asked once, and keeping their answers costs more."""
+        asked = hash(key)
+        if asked in self._asked:
+            return True
+        self._asked[asked] = None
+        if len(self._asked) > MOST_ASKED:
+            del self._asked[next(iter(self._asked))]
+        return False
 
     def _listening(self, key: tuple[bytes, bytes | None], scope: Any, send: Any) -> Any:
         """Keep the answer as it passes, where the application says that it may be."""

@@ -28,7 +28,7 @@ _NO_STORE = (b"cache-control", b"no-store")
 
 
 def install(app: Quart) -> None:
-    """Begin and finish every request of the application and of the layers that stand before it already."""
+    """Begin and finish every request of the application."""
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.before_request(_refuse_large)
     app.asgi_app = RequestContext(app.asgi_app)  # type: ignore[method-assign]
@@ -47,17 +47,13 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         began_s = scope[BEGAN] = perf_counter()
-        request_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        if not _SANE_ID.fullmatch(request_id):
-            request_id = os.urandom(16).hex().encode()
+        request_id = named(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
 
         async def complete(message: Any) -> None:
             if message["type"] == "http.response.start":
-                took_ms = (perf_counter() - began_s) * 1000
-                headers = [*message["headers"], *_CAREFUL]
+                headers = [*message["headers"], *_CAREFUL, *own_headers(request_id, perf_counter() - began_s)]
                 if not any(name.lower() == b"cache-control" for name, _ in headers):
                     headers.append(_NO_STORE)
-                headers += ((b"x-request-id", request_id), (b"server-timing", b"total;dur=%.1f" % took_ms))
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -66,6 +62,16 @@ class RequestContext:
             await self._app(scope, receive, complete)
         finally:
             request_id_var.reset(token)
+
+
+def named(given: bytes | None) -> bytes:
+    """What a request is called: as its client says, where that is a name."""
+    return given if given is not None and _SANE_ID.fullmatch(given) else os.urandom(16).hex().encode()
+
+
+def own_headers(request_id: bytes, took_s: float) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers that no two answers share."""
+    return (b"x-request-id", request_id), (b"server-timing", b"total;dur=%.1f" % (took_s * 1000))
 
 
 async def _refuse_large() -> None:

@@ -1,12 +1,13 @@
 """Answers as bytes: JSON once, and what clients may keep."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import msgspec
 from quart import Response, request
 from werkzeug.datastructures import ETags
+from werkzeug.http import parse_etags
+from xxhash import xxh3_128
 
 from services.revisions import Stamp
 
@@ -15,8 +16,14 @@ CLOSED_MAX_AGE_S = 3600
 
 #: Under this name a handler leaves in the scope the `Keep` of an answer that may be given again without it.
 KEEP = "candlery.keep"
+#: Under this name the scope says that the same was asked before.
+AGAIN = "candlery.again"
 #: Added to the entity tag of an answer that is compressed: strong tags are of bytes.
 GZIPPED = "-gzip"
+
+#: Under this name the scope has the error that a layer before the application met in its place.
+ERROR = "candlery.error"
+OK, NOT_MODIFIED = 200, 304
 
 #: To JSON.
 encode = msgspec.json.Encoder().encode
@@ -27,25 +34,12 @@ def json_answer(content: object, *, simulated: bool = False) -> Response:
     return body_answer(encode(content), simulated=simulated)
 
 
-def body_answer(
-    body: bytes, *, simulated: bool = False, etag: str | None = None, headers: Mapping[str, str] | None = None
-) -> Response:
-    """JSON that is encoded already. With an entity tag clients may keep it, and get 304 where they have it already."""
-    every = {"Content-Type": "application/json", **(headers or {})}
+def body_answer(body: bytes, *, simulated: bool = False) -> Response:
+    """JSON that is encoded already."""
+    headers = {"Content-Type": "application/json"}
     if simulated:
-        every["X-Candlery-Simulated"] = "true"
-    if etag is not None:
-        every |= {"ETag": f'"{etag}"', "Cache-Control": f"private, max-age={CLOSED_MAX_AGE_S}"}
-        if is_known(request.if_none_match, etag):
-            return _not_modified(every)
-    return Response(body, headers=every)
-
-
-def _not_modified(headers: dict[str, str]) -> Response:
-    response = Response(b"", 304, headers=headers)
-    for name in ("Content-Length", "Content-Type"):
-        response.headers.pop(name, None)
-    return response
+        headers["X-Candlery-Simulated"] = "true"
+    return Response(body, headers=headers)
 
 
 class Keep(NamedTuple):
@@ -62,9 +56,47 @@ class Keep(NamedTuple):
     until_ms: int | None
 
 
-def keep(answer: Keep) -> None:
-    """Let whatever stands before the application keep the answer to the current request."""
-    cast("dict[str, Any]", request.scope)[KEEP] = answer
+class Wire(NamedTuple):
+    """An answer as it goes over the wire, whoever sends it; its headers are lower-case and Latin-1.
+
+    `keep`: what may be given again to whoever asks the same, where that was wanted.
+    """
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+    keep: Keep | None
+
+    def response(self) -> Response:
+        """For Quart to send; what may be kept is left in the scope."""
+        if self.keep is not None:
+            scope_of(request)[KEEP] = self.keep
+        response = Response(self.body, self.status, headers=dict(self.headers))
+        if self.status == NOT_MODIFIED:
+            for name in ("Content-Length", "Content-Type"):
+                response.headers.pop(name, None)
+        return response
+
+
+def wire(
+    body: bytes, headers: Mapping[str, str], *, etag: str | None, known: str | None, keep: Keep | None = None
+) -> Wire:
+    """JSON, or only word that the client has it already. With an entity tag clients may keep it.
+
+    `known`: the request's `If-None-Match`.
+    """
+    every = list(headers.items())
+    if etag is None:
+        return Wire(OK, [("content-type", "application/json"), *every], body, keep)
+    every += (("etag", f'"{etag}"'), ("cache-control", f"private, max-age={CLOSED_MAX_AGE_S}"))
+    if known is not None and is_known(parse_etags(known), etag):
+        return Wire(NOT_MODIFIED, every, b"", keep)
+    return Wire(OK, [("content-type", "application/json"), *every], body, keep)
+
+
+def scope_of(asked: Any) -> dict[str, Any]:
+    """What the server and the layers before the application say of a request."""
+    return cast("dict[str, Any]", asked.scope)
 
 
 def is_known(known: ETags, etag: str) -> bool:
@@ -72,6 +104,9 @@ def is_known(known: ETags, etag: str) -> bool:
     return known.star_tag or known.contains_weak(etag) or known.contains_weak(etag + GZIPPED)
 
 
-def tag_of(body: bytes) -> str:
-    """An entity tag for the bytes."""
-    return hashlib.sha256(body).hexdigest()[:32]
+def tag_of(parts: Iterable[bytes | memoryview]) -> str:
+    """An entity tag for a body in parts."""
+    digest = xxh3_128()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -211,9 +211,12 @@ class in_time:  # noqa: N801 - reads as the function that it could be, at a fift
         IncompleteError: it took longer. What was fetched meanwhile is kept, so asking again goes on from there.
     """
 
+    def __init__(self, use: HttpServices | None = None) -> None:
+        """Take whose settings say how long; those of the application that handles the current request, by default."""
+        self._limit_s = (use or services()).config.request_timeout_s
+
     async def __aenter__(self) -> None:
         """Begin."""
-        self._limit_s = services().config.request_timeout_s
         self._bound = asyncio.timeout(self._limit_s)
         await self._bound.__aenter__()
 

@@ -5,16 +5,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
-import msgspec
 from msgspec import UNSET
 from quart import Blueprint, Response, request
 
-from blueprints.answers import Keep, body_answer, encode, keep, tag_of
-from blueprints.context import in_time, services
+from blueprints.answers import AGAIN, ERROR, Keep, Wire, encode, scope_of, tag_of, wire
+from blueprints.context import HttpServices, in_time, services
 from blueprints.ohlcv_request import OhlcvRequest, parse_ohlcv
 from blueprints.schemas import CoverageOut, OhlcvOut, gaps_out
 from domain.errors import IncompleteError
-from domain.packed import json_of
+from domain.packed import Text, texts_of
 from services.bar_walk import OhlcvAnswer, OhlcvQuery
 from services.fill import Fill
 
@@ -32,10 +31,18 @@ _MEMORY = ["cache"]
 
 @blueprint.get("/ohlcv")
 async def get_ohlcv() -> Response:
-    """Parse, ask, answer."""
-    use = services()
-    asked = parse_ohlcv(request.query_string, use.config, now_ms=use.clock.now_ms())
-    async with in_time():
+    """Answer what the lane before the application leaves to it, or tell of the error that was met there."""
+    scope = scope_of(request)
+    if (error := scope.get(ERROR)) is not None:
+        raise error
+    known = request.headers.get("If-None-Match")
+    return (await answer(request.query_string, services(), known=known, again=AGAIN in scope)).response()
+
+
+async def answer(query: bytes, use: HttpServices, *, known: str | None, again: bool) -> Wire:
+    """Parse, ask, answer. `known`: the request's `If-None-Match`; `again`: the answer would be kept if it may be."""
+    asked = parse_ohlcv(query, use.config, now_ms=use.clock.now_ms())
+    async with in_time(use):
         answers = await _ask_all(asked.queries(), use.ohlcv.bars)
     if asked.complete_only:
         _insist_on_complete(answers)
@@ -43,21 +50,20 @@ async def get_ohlcv() -> Response:
         rendered = await asyncio.to_thread(render, asked, answers)
     else:
         rendered = render(asked, answers)
-    _keep(rendered, answers)
-    return body_answer(
-        rendered.body,
-        simulated=any(answer.simulated for answer in answers),
-        etag=rendered.tag,
-        headers={"Vary": "Accept-Encoding"},
-    )
+    headers = {"vary": "Accept-Encoding"}
+    if any(answer.simulated for answer in answers):
+        headers["x-candlery-simulated"] = "true"
+    keep = _keep(rendered, answers) if again else None
+    return wire(rendered.body(), headers, etag=rendered.tag, known=known, keep=keep)
 
 
-def _keep(rendered: "Rendered", answers: Sequence[OhlcvAnswer]) -> None:
-    """Have the answer kept, where it is known what could change it."""
+def _keep(rendered: "Rendered", answers: Sequence[OhlcvAnswer]) -> Keep | None:
+    """What may be given again, where it is known what could change it."""
     stamps = [answer.stamp for answer in answers if answer.stamp is not None and answer.until_ms != 0]
-    if len(stamps) == len(answers):
-        ends = [answer.until_ms for answer in answers if answer.until_ms is not None]
-        keep(Keep(rendered.body_from_memory, stamps, min(ends, default=None)))
+    if len(stamps) < len(answers):
+        return None
+    ends = [answer.until_ms for answer in answers if answer.until_ms is not None]
+    return Keep(rendered.body_from_memory(), stamps, min(ends, default=None))
 
 
 async def _ask_all(
@@ -100,15 +106,31 @@ def _insist_on_complete(answers: Sequence[OhlcvAnswer]) -> None:
 
 
 class Rendered(NamedTuple):
-    """An answer's JSON: as it came about, and as it is given again from memory.
+    """An answer's JSON, in parts.
 
-    The entity tag is that of an answer of which nothing can change any more, but by a correction. It is of everything
-    but `sources`, which tell how this one answer came about.
+    Attributes:
+        start: all before the sources.
+        end: the rest of it, with no source named.
+        sources: where this one's bars came from.
+        tag: the entity tag of an answer of which nothing can change any more, but by a correction. It is of everything
+            but the sources, which tell how this one answer came about.
     """
 
-    body: bytes
-    body_from_memory: bytes
+    start: Sequence[Text]
+    end: bytes
+    sources: Sequence[str]
     tag: str | None
+
+    def body(self) -> bytes:
+        """The answer as it came about."""
+        return self._with(self.sources)
+
+    def body_from_memory(self) -> bytes:
+        """The answer as it is given again."""
+        return self._with(_MEMORY if self.sources else ())
+
+    def _with(self, sources: Sequence[str]) -> bytes:
+        return b"".join([*self.start, self.end.replace(b'"sources":[]', b'"sources":' + encode(sources), 1)])
 
 
 def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> Rendered:
@@ -124,7 +146,6 @@ def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> Rendered:
         provider=asked.provider,
         symbol=asked.symbols[0] if single else asked.symbols,
         timeframe=asked.timeframe.value,
-        bars=each(lambda answer: msgspec.Raw(json_of(answer.bars))),
         next_page_token=asked.next_token(answers),
         sources=(),
         coverage=CoverageOut(complete, each(gaps_out)),
@@ -132,18 +153,21 @@ def render(asked: OhlcvRequest, answers: Sequence[OhlcvAnswer]) -> Rendered:
         forming=each(lambda answer: answer.forming) if asked.include_forming else UNSET,
         simulated=True if any(answer.simulated for answer in answers) else UNSET,
     )
+    before, name, after = encode(out).partition(b'"bars":')
+    start, end = [before, name, *_bars(asked.symbols, answers)], after.removeprefix(b"null")
     closed = all(answer.in_past or _is_full(answer, asked.limit) for answer in answers)
-    blank = encode(out)
-    tag = tag_of(blank) if complete and closed else None
     sources = list(dict.fromkeys(name for answer in answers for name in answer.sources))
-    body = _with_sources(blank, sources)
-    return Rendered(body, body if sources in ([], _MEMORY) else _with_sources(blank, _MEMORY), tag)
+    return Rendered(start, end, sources, tag_of([*start, end]) if complete and closed else None)
 
 
-def _with_sources(blank: bytes, sources: Sequence[str]) -> bytes:
-    """An answer that names no sources, with these. They stand behind all that a client or a provider has named."""
-    before, name, after = blank.rpartition(b'"sources":')
-    return b"".join((before, name, encode(sources), after.removeprefix(b"[]")))
+def _bars(symbols: Sequence[str], answers: Sequence[OhlcvAnswer]) -> list[Text]:
+    """The parts of the bars' JSON, by symbol where there are several."""
+    if len(symbols) == 1:
+        return texts_of(answers[0].bars)
+    out: list[Text] = []
+    for symbol, answer in zip(symbols, answers, strict=True):
+        out += (b"," if out else b"{", encode(symbol), b":", *texts_of(answer.bars))
+    return [*out, b"}"]
 
 
 def _is_full(answer: OhlcvAnswer, limit: int) -> bool:

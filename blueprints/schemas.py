@@ -37,8 +37,8 @@ class OhlcvOut(msgspec.Struct, frozen=True, kw_only=True):
     symbol: str | Sequence[str]
     timeframe: str
     columns: Sequence[str] = COLUMNS
-    #: Encoded already: bars are the bulk, and are encoded once though the rest is encoded twice.
-    bars: msgspec.Raw | Mapping[str, msgspec.Raw]
+    #: Bars are the bulk; what stands for them here is put in their place when the rest is encoded.
+    bars: None = None
     next_page_token: str | None
     sources: Sequence[str]
     coverage: CoverageOut

@@ -19,6 +19,10 @@ _TS = struct.Struct(">q40x")
 _encode = msgspec.json.Encoder().encode
 
 
+#: A part of a text may be a view of a longer one.
+Text = bytes | memoryview
+
+
 class Piece(Protocol):
     """Ascending bars in some packed form."""
 
@@ -30,7 +34,7 @@ class Piece(Protocol):
         """The rows."""
         ...
 
-    def text(self) -> bytes:
+    def text(self) -> Text:
         """The rows as JSON arrays with commas between them."""
         ...
 
@@ -129,9 +133,19 @@ class PackedBars(Sequence[Bar]):
         """All rows."""
         return self._pieces[0].raw() if len(self._pieces) == 1 else b"".join(piece.raw() for piece in self._pieces)
 
+    def texts(self) -> list[Text]:
+        """What makes up a JSON array of bars, to the letter as `msgspec` encodes a list of `Bar`s."""
+        out: list[Text] = [b"["]
+        for piece in self._pieces:
+            out += (piece.text(), b",")
+        if self._pieces:
+            out.pop()
+        out.append(b"]")
+        return out
+
     def json(self) -> bytes:
-        """A JSON array of bars, to the letter as `msgspec` encodes a list of `Bar`s."""
-        return b"[%b]" % b",".join(piece.text() for piece in self._pieces)
+        """A JSON array of bars."""
+        return b"".join(self.texts())
 
     def times(self) -> Iterator[int]:
         """Each bar's `ts`."""
@@ -200,9 +214,9 @@ def text_of(raw: bytes) -> bytes:
     return _encode(list(ROW.iter_unpack(raw)))[1:-1]
 
 
-def json_of(bars: Sequence[Bar]) -> bytes:
-    """Bars as a JSON array."""
-    return bars.json() if isinstance(bars, PackedBars) else _encode(bars)
+def texts_of(bars: Sequence[Bar]) -> list[Text]:
+    """What makes up a JSON array of bars."""
+    return bars.texts() if isinstance(bars, PackedBars) else [_encode(bars)]
 
 
 def joined(*parts: Sequence[Bar]) -> Sequence[Bar]:

@@ -104,9 +104,9 @@ class PluginLoader:
         Raises:
             UnknownMarketError, UnknownProviderError: there is none; says what there is.
         """
-        self.providers(market)
-        served = self._by_market[market]
-        if provider not in served:
+        served = self._by_market.get(market)
+        if served is None or provider not in served:
+            served = {info.id: (plugin, info) for plugin, info in self.providers(market)}
             detail = _unknown(f"The market {market!r} has no provider", provider, sorted(served), "Providers")
             raise UnknownProviderError(detail)
         return served[provider][0]

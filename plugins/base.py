@@ -97,6 +97,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     def native_for(self, timeframe: Timeframe) -> Timeframe | None:
         """The coarsest timeframe of the provider that makes up `timeframe`; None where none does."""
+        if timeframe in self.timeframes:
+            return timeframe
         able = [own for own in self.timeframes if own.divides(timeframe)]
         limit = self.folds_below
         if limit is not None and timeframe.nominal_ms >= limit.nominal_ms:

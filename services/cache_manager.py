@@ -19,7 +19,7 @@ from domain.packed import PackedBars
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
 from services.cache_codec import AnswerKey, MinuteKey
-from services.day_block import DayBlock, Findings, Hour, WrittenDay, hours_of, parts_of
+from services.day_block import Findings, Hour, WrittenDay, hours_of, parts_of
 
 T = TypeVar("T")
 
@@ -145,28 +145,8 @@ class BlockCache(Cache):
         self._hits = self._misses = self._rejected = 0
 
     @abstractmethod
-    async def _read_days(self, wanted: Sequence[tuple[MinuteKey, RangeSet]]) -> list[DayBlock | None] | None:
-        """The days, at least the hours of each that its ranges touch; None in place of the list: not to be had."""
-
-    @abstractmethod
     async def _lay_over(self, fresh: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
         """Add newer knowledge of hours, by their number, to what is there; whether there is any use in going on."""
-
-    async def get_1m_bars(self, series_id: int, revision: int, wanted: RangeSet) -> CachedBars:
-        """Take what is wanted out of the blocks of its days, some days at a time."""
-        found = Findings()
-        give_up_at = monotonic() + self._budget_s
-        days = _batches(parts_of(wanted.whole_buckets(Timeframe.M1), DAY_MS), self.batch)
-        async for batch in _with_pauses(days):
-            asked = [(MinuteKey(series_id, revision, day_ms), part) for day_ms, part in batch]
-            blocks = await self._read_days(asked)
-            for (_, part), block in zip(asked, blocks or [None] * len(asked), strict=True):
-                self._count(found=block is not None)
-                if block is not None:
-                    block.take(part, found)
-            if blocks is None or monotonic() > give_up_at:
-                break
-        return CachedBars(found.bars, found.known)
 
     async def store_1m_bars(self, series_id: int, revision: int, bars: Sequence[Bar], known: RangeSet) -> None:
         """Lay the new minutes over the blocks that are there.
@@ -178,7 +158,7 @@ class BlockCache(Cache):
         by_day = groupby(hours, key=lambda item: item[0] - item[0] % DAY_MS)
         days = ((day_ms, {at % DAY_MS // HOUR_MS: hour for at, hour in items}) for day_ms, items in by_day)
         give_up_at = monotonic() + self._budget_s
-        async for batch in _with_pauses(_batches(days, self.write_batch)):
+        async for batch in with_pauses(batches(days, self.write_batch)):
             fresh = {MinuteKey(series_id, revision, day_ms): newer for day_ms, newer in batch}
             if not await self._lay_over(fresh) or monotonic() > give_up_at:
                 break
@@ -218,9 +198,17 @@ class MemoryCache(BlockCache):
         """Counters, and what is held."""
         return CacheStats(self._hits, self._misses, self._rejected, entries=len(self._entries), bytes=self._bytes)
 
-    async def _read_days(self, wanted: Sequence[tuple[MinuteKey, RangeSet]]) -> list[DayBlock | None] | None:
-        found = (self._find(key) for key, _ in wanted)
-        return [block if isinstance(block, WrittenDay) else None for block in found]
+    async def get_1m_bars(self, series_id: int, revision: int, wanted: RangeSet) -> CachedBars:
+        """Take what is wanted out of the blocks of its days; others get their turn now and then."""
+        found = Findings()
+        for number, (day_ms, part) in enumerate(parts_of(wanted.whole_buckets(Timeframe.M1), DAY_MS), start=1):
+            block = self._find(MinuteKey(series_id, revision, day_ms))
+            self._count(found=block is not None)
+            if isinstance(block, WrittenDay):
+                block.take(part, found)
+            if number % self.batch == 0:
+                await asyncio.sleep(0)
+        return CachedBars(found.bars, found.known)
 
     async def _lay_over(self, fresh: Mapping[MinuteKey, Mapping[int, Hour]]) -> bool:
         for key, hours in fresh.items():
@@ -273,13 +261,14 @@ class MemoryCache(BlockCache):
             self._bytes -= entry[2]
 
 
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items, so many at a time."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
 
 
-async def _with_pauses(batches: Iterator[T]) -> AsyncIterator[T]:
+async def with_pauses(batches: Iterator[T]) -> AsyncIterator[T]:
     """The batches; others get their turn in between."""
     is_first = True
     for batch in batches:

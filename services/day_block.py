@@ -182,8 +182,8 @@ class _Stretch:
             hour.raw(max(first - base, 0), min(end - base, SLOTS)) for hour, base in hours if hour is not None
         )
 
-    def text(self) -> bytes:
-        return self._day.text[self._day.end(self._first) : self._day.end(self._end) - 1]
+    def text(self) -> memoryview:
+        return memoryview(self._day.text)[self._day.end(self._first) : self._day.end(self._end) - 1]
 
 
 class WrittenDay(DayBlock):

@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from domain.bar import Bar
 from domain.time_range import RangeSet, TimeRange
-from domain.timeframe import Timeframe
+from domain.timeframe import DAY_MS, Timeframe
 from services.cache_codec import (
     AnswerKey,
     MinuteKey,
@@ -25,8 +25,16 @@ from services.cache_codec import (
     encode_answer,
     encode_hour,
 )
-from services.cache_manager import MAX_VALUE_BYTES, BlockCache, CacheStats, CacheUnavailableError
-from services.day_block import ALL, DayBlock, Hour, touched_hours
+from services.cache_manager import (
+    MAX_VALUE_BYTES,
+    BlockCache,
+    CachedBars,
+    CacheStats,
+    CacheUnavailableError,
+    batches,
+    with_pauses,
+)
+from services.day_block import ALL, DayBlock, Findings, Hour, parts_of, touched_hours
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +146,22 @@ class RedisCache(BlockCache):
     def stats(self) -> CacheStats:
         """Counters, and the state of the circuit breaker."""
         return CacheStats(self._hits, self._misses, self._rejected, self._errors, state=self._breaker.state.value)
+
+    async def get_1m_bars(self, series_id: int, revision: int, wanted: RangeSet) -> CachedBars:
+        """Take what is wanted out of the blocks of its days, some days at a time."""
+        found = Findings()
+        give_up_at = monotonic() + self._budget_s
+        days = batches(parts_of(wanted.whole_buckets(Timeframe.M1), DAY_MS), self.batch)
+        async for batch in with_pauses(days):
+            asked = [(MinuteKey(series_id, revision, day_ms), part) for day_ms, part in batch]
+            blocks = await self._read_days(asked)
+            for (_, part), block in zip(asked, blocks or [None] * len(asked), strict=True):
+                self._count(found=block is not None)
+                if block is not None:
+                    block.take(part, found)
+            if blocks is None or monotonic() > give_up_at:
+                break
+        return CachedBars(found.bars, found.known)
 
     async def _read_days(self, wanted: Sequence[tuple[MinuteKey, RangeSet]]) -> list[DayBlock | None] | None:
         asked = {key: touched_hours(part) for key, part in wanted}

@@ -1,12 +1,13 @@
 """Whatever a query string holds, it is understood or refused, and never a surprise."""
 
 from contextlib import suppress
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blueprints import params
 from blueprints.errors import FeatureNotSupportedError
 from blueprints.ohlcv_request import NAMES, OhlcvRequest, parse_ohlcv
 from blueprints.page_token import Place, make_token, read_token
@@ -58,3 +59,22 @@ def test_a_token_gives_back_what_it_was_made_of(pairs: list[tuple[int | None, fl
 def test_any_other_text_is_no_token(text: str):
     with pytest.raises(InvalidParameterError):
         read_token(text, ("a", 1, None), symbols=1)
+
+
+@given(st.text(alphabet="ab=&%+25é;", max_size=30))
+def test_a_query_string_is_read_as_the_standard_library_reads_it(text: str):
+    query = text.encode()
+    try:
+        expected = parse_qsl(text, keep_blank_values=True, encoding="utf-8", errors="strict", max_num_fields=2_000)
+    except UnicodeDecodeError:
+        with pytest.raises(InvalidParameterError, match="UTF-8"):
+            params._pairs(query)
+    else:
+        assert params._pairs(query) == expected
+
+
+@pytest.mark.parametrize("query", [b"a=1&" * 2000, b"&" * 2000, b"a&" * 5000])
+def test_too_many_fields_are_refused(query: bytes):
+    with pytest.raises(InvalidParameterError, match="too many"):
+        params._pairs(query)
+    assert len(params._pairs(query[:1500])) <= 2000

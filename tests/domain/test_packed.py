@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.bar import Bar, fold, merge, within
-from domain.packed import PackedBars, Rows, clipped, joined, json_of, pack, runs_of
+from domain.packed import PackedBars, Rows, clipped, joined, pack, runs_of, texts_of
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import MINUTE_MS, Timeframe
 from tests.support.market import START_MS, random_bar, random_minutes
@@ -51,7 +51,7 @@ def test_they_are_the_sequence_that_was_packed(both: tuple[list[Bar], PackedBars
 @given(packings())
 def test_their_text_is_to_the_letter_that_of_the_bars(both: tuple[list[Bar], PackedBars]) -> None:
     bars, packed = both
-    assert packed.json() == msgspec.json.encode(bars) == json_of(bars)
+    assert packed.json() == msgspec.json.encode(bars) == b"".join(texts_of(bars))
 
 
 @given(_finite, _finite)

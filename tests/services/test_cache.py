@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app_extensions.redis_manager import RedisManager
 from domain.bar import Bar, fold, within
-from domain.packed import PackedBars, Rows, json_of
+from domain.packed import PackedBars, Rows, texts_of
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe
 from services.cache_codec import MinuteKey
@@ -204,7 +204,7 @@ async def test_any_stores_and_gets_equal_a_simple_model(
             assert list(_stamps(found.known)) == expected
             bars = [bar for ts in expected if (bar := model[ts])]
             assert found.bars == bars
-            assert json_of(found.bars) == msgspec.json.encode(bars)
+            assert b"".join(texts_of(found.bars)) == msgspec.json.encode(bars)
 
 
 def _stamps(ranges: RangeSet) -> Iterator[int]:

@@ -71,7 +71,6 @@ async def test_it_tells_when_providers_are_opened_and_closed(store: BarStore, cl
     assert told == [1, 0]
 
 
-
 async def test_a_provider_keeps_its_pause_when_its_instance_is_made_anew(house: House, clock: ManualClock) -> None:
     first = await house.markets.feed("test", "scripted")
     first.budget.pause(60)
