@@ -36,8 +36,8 @@ def create_app(config: BaseConfig, services: Services | None = None) -> Quart:
         app.register_blueprint(module.blueprint)
     _allow_origins(app, config)
     # The last to be installed is the first to be asked.
-    ohlcv_lane.install(app, meters.count)
     request_context.install(app)
+    ohlcv_lane.install(app, meters.count)
     answer_cache.install(
         app, meters.count, max_bytes=config.answer_cache_bytes if config.cache_bytes else 0, ttl_s=config.cache_ttl_s
     )

@@ -2,13 +2,15 @@
 
 import asyncio
 import sys
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from time import perf_counter
 from typing import Any, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
@@ -32,33 +34,56 @@ _CHUNK_STATES = ("queued", "running", "done", "failed", "cancelled")
 _LAG_WAIT_S = 0.1
 
 
-class HttpMetrics:
+class _Latencies:
+    """How long answers took. Plain numbers: what is counted on every answer must cost next to nothing."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_LATENCIES_S) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(_LATENCIES_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def buckets(self) -> list[tuple[str, int]]:
+        bounds = (*(str(float(bound)) for bound in _LATENCIES_S), "+Inf")
+        return list(zip(bounds, accumulate(self._counts), strict=True))
+
+
+class HttpMetrics(Collector):
     """Counts requests, and measures how late the event loop runs."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register the meters."""
-        labels = ("method", "route", "status")
-        self._requests = Counter("candlery_http_requests", "Requests answered", labels, registry=registry)
-        self._latency = Histogram(
-            "candlery_http_request_seconds",
-            "Time from a request to its answer's first byte",
-            ("route",),
-            registry=registry,
-            buckets=_LATENCIES_S,
-        )
+        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self._latencies: dict[str, _Latencies] = {}
+        registry.register(self)
         self._lag = Gauge("candlery_event_loop_lag_seconds", "How late the event loop runs", registry=registry)
-        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._build = Gauge("candlery_build_info", "Versions", ("version", "python"), registry=registry)
         self._build.labels(_version(), sys.version.split()[0]).set(1)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """One request was answered."""
-        key = (method if method in _METHODS else "other", route, status)
-        found = self._children.get(key)
-        if found is None:
-            found = self._children[key] = (self._requests.labels(*key), self._latency.labels(route))
-        found[0].inc()
-        found[1].observe(seconds)
+        self._requests[method if method in _METHODS else "other", route, str(status)] += 1
+        latencies = self._latencies.get(route)
+        if latencies is None:
+            latencies = self._latencies[route] = _Latencies()
+        latencies.observe(seconds)
+
+    def collect(self) -> Iterable[Metric]:
+        """What was counted."""
+        requests = CounterMetricFamily(
+            "candlery_http_requests", "Requests answered", labels=("method", "route", "status")
+        )
+        for labels, number in self._requests.items():
+            requests.add_metric(labels, number)
+        yield requests
+        latency = HistogramMetricFamily(
+            "candlery_http_request_seconds", "Time from a request to its answer's first byte", labels=("route",)
+        )
+        for route, one in self._latencies.items():
+            latency.add_metric((route,), one.buckets(), sum_value=one.sum_s)
+        yield latency
 
     async def measure_lag(self) -> None:
         """Wait a moment and note how much longer it took."""

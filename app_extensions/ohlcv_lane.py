@@ -9,9 +9,10 @@ from typing import Any
 
 from quart import Quart
 
-from app_extensions.request_context import BEGAN, Asgi, Meter
-from blueprints.answers import AGAIN, ERROR, KEEP
-from blueprints.context import EXTENSION
+from app_extensions.logging_setup import request_id_var
+from app_extensions.request_context import CAREFUL, NAME, Asgi, Meter, named, own_headers
+from blueprints.answers import AGAIN, ERROR, KEEP, Wire
+from blueprints.context import EXTENSION, HttpServices
 from blueprints.ohlcv import answer
 
 ROUTE = "/api/v1/ohlcv"
@@ -34,25 +35,35 @@ class OhlcvLane:
         if services is None or headers is None:
             await self._app(scope, receive, send)
             return
-        known = headers.get(b"if-none-match")
+        began_s = perf_counter()
+        scope[NAME] = request_id = named(headers.get(b"x-request-id"))
+        token = request_id_var.set(request_id.decode())
         try:
-            found = await answer(
-                scope["query_string"],
-                services,
-                known=None if known is None else known.decode("latin-1"),
-                again=AGAIN in scope,
-            )
+            found = await self._ask(scope, headers, services)
         except Exception as exc:  # noqa: BLE001 - the application tells of it
             scope[ERROR] = exc
             await self._app(scope, receive, send)
             return
+        finally:
+            request_id_var.reset(token)
         scope[KEEP] = found.keep
         own = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in found.headers]
+        own += (*CAREFUL, *own_headers(request_id, perf_counter() - began_s))
         if found.body:
             own.append((b"content-length", b"%d" % len(found.body)))
         await send({"type": "http.response.start", "status": found.status, "headers": own})
         await send({"type": "http.response.body", "body": found.body})
-        self._meter("GET", ROUTE, found.status, perf_counter() - scope[BEGAN])
+        self._meter("GET", ROUTE, found.status, perf_counter() - began_s)
+
+    @staticmethod
+    async def _ask(scope: Any, headers: dict[bytes, bytes], services: HttpServices) -> Wire:
+        known = headers.get(b"if-none-match")
+        return await answer(
+            scope["query_string"],
+            services,
+            known=None if known is None else known.decode("latin-1"),
+            again=AGAIN in scope,
+        )
 
 
 def plain_headers(scope: Any) -> dict[bytes, bytes] | None:

@@ -6,6 +6,7 @@ It is a layer before the application, so that it costs no answer more than a few
 import os
 import re
 from collections.abc import Awaitable, Callable
+from random import Random
 from time import perf_counter
 from typing import Any
 
@@ -20,11 +21,16 @@ Meter = Callable[[str, str, int, float], None]
 
 #: Under this name the scope of a request has the `perf_counter` of its beginning.
 BEGAN = "candlery.began"
+#: Under this name it has what the request is called, where a layer before has named it.
+NAME = "candlery.request_id"
 #: For any body. The largest that makes sense, a backfill of 500 symbols with long names, stays below.
 MAX_BODY_BYTES = 1 << 20
+#: Ids need not be secret, and are made without asking the system each time.
+_ids = Random(os.urandom(32))
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_CAREFUL = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
-_NO_STORE = (b"cache-control", b"no-store")
+#: Headers of every answer.
+CAREFUL = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+NO_STORE = (b"cache-control", b"no-store")
 
 
 def install(app: Quart) -> None:
@@ -47,13 +53,15 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         began_s = scope[BEGAN] = perf_counter()
-        request_id = named(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
+        request_id = scope.get(NAME) or named(
+            next((v for name, v in scope["headers"] if name == b"x-request-id"), None)
+        )
 
         async def complete(message: Any) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message["headers"], *_CAREFUL, *own_headers(request_id, perf_counter() - began_s)]
+                headers = [*message["headers"], *CAREFUL, *own_headers(request_id, perf_counter() - began_s)]
                 if not any(name.lower() == b"cache-control" for name, _ in headers):
-                    headers.append(_NO_STORE)
+                    headers.append(NO_STORE)
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -66,7 +74,7 @@ class RequestContext:
 
 def named(given: bytes | None) -> bytes:
     """What a request is called: as its client says, where that is a name."""
-    return given if given is not None and _SANE_ID.fullmatch(given) else os.urandom(16).hex().encode()
+    return given if given is not None and _SANE_ID.fullmatch(given) else b"%032x" % _ids.getrandbits(128)
 
 
 def own_headers(request_id: bytes, took_s: float) -> tuple[tuple[bytes, bytes], ...]:

@@ -87,7 +87,7 @@ def wire(
     """
     every = list(headers.items())
     if etag is None:
-        return Wire(OK, [("content-type", "application/json"), *every], body, keep)
+        return Wire(OK, [("content-type", "application/json"), *every, ("cache-control", "no-store")], body, keep)
     every += (("etag", f'"{etag}"'), ("cache-control", f"private, max-age={CLOSED_MAX_AGE_S}"))
     if known is not None and is_known(parse_etags(known), etag):
         return Wire(NOT_MODIFIED, every, b"", keep)

@@ -22,6 +22,8 @@ async def _serve(config: BaseConfig, _: argparse.Namespace) -> int:
 
     # What was imported stays, so no collection need look at it again: a full one would hold everything up for 25 ms.
     gc.freeze()
+    # Answers make many short-lived objects, and hardly any cycles.
+    gc.set_threshold(10_000, 20, 20)
     return await serve(config)
 
 

@@ -217,6 +217,7 @@ class MemoryCache(BlockCache):
                 block = WrittenDay(key.day_ms)
             for number, newer in hours.items():
                 block.lay(number, newer)
+            block.finish()
             self._put(key, block, block.size)
         return True
 

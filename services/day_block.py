@@ -18,6 +18,7 @@ HOURS = 24
 SLOTS = 60
 #: A bit a slot.
 ALL = (1 << SLOTS) - 1
+_WHOLE_DAY = (1 << HOURS * SLOTS) - 1
 _NO_ROWS = bytes(SLOTS * ROW.size)
 
 
@@ -211,6 +212,11 @@ class WrittenDay(DayBlock):
         self._known |= now.known << (hour * SLOTS)
         self._whole = None
         return now
+
+    def finish(self) -> None:
+        """Put a day that is known in full together now, and not when somebody waits for it."""
+        if self._known == _WHOLE_DAY and self._whole is None:
+            self._whole = _Whole(self.hours)
 
     def take(self, wanted: RangeSet, found: "Findings") -> None:
         """Add what is known of the wanted minutes of this day."""
