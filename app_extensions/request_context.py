@@ -26,7 +26,7 @@ NAME = "candlery.request_id"
 #: For any body. The largest that makes sense, a backfill of 500 symbols with long names, stays below.
 MAX_BODY_BYTES = 1 << 20
 #: Ids need not be secret, and are made without asking the system each time.
-_ids = Random(os.urandom(32))
+_ids = Random(os.urandom(32))  # noqa: S311
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 #: Headers of every answer.
 CAREFUL = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
