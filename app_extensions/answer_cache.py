@@ -20,7 +20,7 @@ from werkzeug.http import parse_accept_header, parse_etags
 from app_extensions.ohlcv_lane import ROUTE
 from app_extensions.request_context import Asgi, Meter, named, own_headers
 from blueprints.answers import AGAIN, GZIPPED, KEEP, Keep, is_known
-from blueprints.context import EXTENSION, HttpServices
+from blueprints.context import EXTENSION
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -112,9 +112,7 @@ class AnswerCache:
                 scope[AGAIN] = True
                 send = self._listening(key, scope, send)
             await self._app(scope, receive, send)
-        elif len(asked) != len(scope["headers"]) or not asked.keys().isdisjoint(
-            (b"content-length", b"transfer-encoding")
-        ):
+        elif len(asked) != len(scope["headers"]) or b"content-length" in asked or b"transfer-encoding" in asked:
             # Headers that come twice, and requests with a body, are for those who look closely.
             await self._app(scope, receive, send)
         else:
@@ -137,19 +135,19 @@ class AnswerCache:
 
     def _find(self, key: tuple[bytes, bytes | None]) -> _Kept | None:
         kept = self._kept.get(key)
-        if kept is None:
-            return None
-        services = self._services
-        if services is None or kept.expires_ms <= services.clock.now_ms():
-            self._forget(key)
+        services = self._web.extensions.get(EXTENSION)
+        if kept is None or services is None:
             return None
         holds = services.revisions.holds
-        for stamp in kept.keep.stamps:
-            if not holds(stamp):
-                self._forget(key)
-                return None
-        self._kept.move_to_end(key)
-        return kept
+        if kept.expires_ms > services.clock.now_ms():
+            for stamp in kept.keep.stamps:
+                if not holds(stamp):
+                    break
+            else:
+                self._kept.move_to_end(key)
+                return kept
+        self._forget(key)
+        return None
 
     def _was_asked(self, key: tuple[bytes, bytes | None]) -> bool:
         """Whether it was asked before. Most questions are asked once, and keeping their answers costs more."""
@@ -174,7 +172,7 @@ class AnswerCache:
         return pass_on
 
     def _keep(self, key: tuple[bytes, bytes | None], keep: Keep, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        services = self._services
+        services = self._web.extensions.get(EXTENSION)
         if services is None or len(keep.body) > MAX_BODY_BYTES or not all(map(services.revisions.holds, keep.stamps)):
             return
         self._forget(key)
@@ -199,10 +197,6 @@ class AnswerCache:
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._bytes -= kept.size
-
-    @property
-    def _services(self) -> HttpServices | None:
-        return self._web.extensions.get(EXTENSION)
 
 
 def install(web: Quart, meter: Meter, *, max_bytes: int, ttl_s: float) -> None:

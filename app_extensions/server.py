@@ -44,13 +44,16 @@ class InFlight:
         self._app = app
         self._ready = ready
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass everything on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, self._telling(send))
             return
-        task = asyncio.current_task()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._tasks.add(task)
         try:
