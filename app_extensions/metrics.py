@@ -55,7 +55,7 @@ class HttpMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register the meters."""
-        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self._requests: Counter[tuple[str, str, int]] = Counter()
         self._latencies: dict[str, _Latencies] = {}
         registry.register(self)
         self._lag = Gauge("candlery_event_loop_lag_seconds", "How late the event loop runs", registry=registry)
@@ -64,7 +64,7 @@ class HttpMetrics(Collector):
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """One request was answered."""
-        self._requests[method if method in _METHODS else "other", route, str(status)] += 1
+        self._requests[method if method in _METHODS else "other", route, status] += 1
         latencies = self._latencies.get(route)
         if latencies is None:
             latencies = self._latencies[route] = _Latencies()
@@ -75,8 +75,8 @@ class HttpMetrics(Collector):
         requests = CounterMetricFamily(
             "candlery_http_requests", "Requests answered", labels=("method", "route", "status")
         )
-        for labels, number in self._requests.items():
-            requests.add_metric(labels, number)
+        for (method, route, status), number in self._requests.items():
+            requests.add_metric((method, route, str(status)), number)
         yield requests
         latency = HistogramMetricFamily(
             "candlery_http_request_seconds", "Time from a request to its answer's first byte", labels=("route",)

@@ -29,7 +29,7 @@ MAX_BODY_BYTES = 1 << 20
 _ids = Random(os.urandom(32))  # noqa: S311
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 #: Headers of every answer.
-CAREFUL = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+CAREFUL = ((b"x-content-type-options", b"nosniff"),)
 NO_STORE = (b"cache-control", b"no-store")
 
 

@@ -188,7 +188,7 @@ async def serve_app(
     address = _url(config.host, listening[0].getsockname()[1])
     web = create_app(config, services)
     web.extensions[STOPPING] = stop
-    app = InFlight(web, ready=lambda: _announce(address))
+    app = InFlight(web.asgi_app, ready=lambda: _announce(address))
     grace_s = max(0.0, config.shutdown_timeout_s - CLOSING_S)
     running = serve_asgi(
         app, listening, stop, server=config.server, grace_s=grace_s, message_bytes=config.stream_message_bytes
