@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ import msgspec
 from bench import child, questions
 from bench.machine import machine
 from bench.outcome import Outcome
-from bench.report import results, table
+from bench.report import results, table, updated
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SCRATCH = _ROOT / ".bench-tmp"
@@ -54,6 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure how fast Candlery is.")
     parser.add_argument("question", nargs="*", help="all of them, where none is named")
     parser.add_argument("--quick", action="store_true", help="one small round each, to see that it works")
+    parser.add_argument(
+        "--keep", action="store_true", help="put what is found into RESULTS.md, in the place of earlier"
+    )
     parser.add_argument("--list", action="store_true", help="say what each question measures, and measure nothing")
     chosen = parser.parse_args(arguments)
     known = all_questions()
@@ -66,13 +69,13 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write("\n\n".join(f"{name}\n{text_of(name)}" for name in names) + "\n")
         return 0
     try:
-        return asyncio.run(_bench(names, quick=chosen.quick, whole=names == known))
+        return asyncio.run(_bench(names, quick=chosen.quick, whole=names == known, keep=chosen.keep))
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.stderr.write("Stopped.\n")
         return 128 + signal.SIGINT
 
 
-async def _bench(names: Sequence[str], *, quick: bool, whole: bool) -> int:
+async def _bench(names: Sequence[str], *, quick: bool, whole: bool, keep: bool) -> int:
     """Answer one question after the other."""
     running = asyncio.current_task()
     assert running is not None
@@ -93,13 +96,23 @@ async def _bench(names: Sequence[str], *, quick: bool, whole: bool) -> int:
                 sys.stderr.write(f"{name}: {exc}\n")
             sys.stderr.write(f"{name} took {time.monotonic() - began_s:.0f} s\n")
     sys.stdout.write(table(outcomes) + "\n")
+    if (keep or (whole and not failed)) and not quick:
+        _write(outcomes, whole=whole and not failed)
     if failed:
         sys.stderr.write(f"Not answered: {', '.join(failed)}.\n")
-        return 1
-    if whole and not quick:
-        facts = machine() | {"date": datetime.now(UTC).date().isoformat(), "command": "make bench"}
-        _RESULTS.write_text(results(outcomes, facts, {name: text_of(name) for name in names}), encoding="utf-8")
-    return 0
+    return 1 if failed else 0
+
+
+def _write(outcomes: Mapping[str, Outcome], *, whole: bool) -> None:
+    """Write the results of a full run, or put those of some questions among the earlier ones."""
+    today, texts = datetime.now(UTC).date().isoformat(), {name: text_of(name) for name in outcomes}
+    if whole:
+        written = results(outcomes, machine() | {"date": today, "command": "make bench"}, texts)
+    else:
+        when = f"{today}, `make bench ARGS='--keep {' '.join(outcomes)}'`"
+        earlier = _RESULTS.read_text(encoding="utf-8")
+        written = updated(earlier, outcomes, texts, order=all_questions(), when=when)
+    _RESULTS.write_text(written, encoding="utf-8")
 
 
 @contextmanager

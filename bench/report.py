@@ -1,5 +1,6 @@
 """Outcomes as a table for the terminal and as `bench/RESULTS.md`."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
@@ -33,14 +34,30 @@ def results(outcomes: Mapping[str, Outcome], facts: Mapping[str, str], texts: Ma
     ]
     lines += _rows(("measured on", ""), sorted({**facts, **versions}.items(), key=lambda fact: fact[0].lower()))
     for name, outcome in outcomes.items():
-        lines += ["", f"## {name}", "", texts[name], ""]
-        if outcome.rows:
-            lines += _rows(_HEAD, map(_cells, outcome.rows))
-        for note in outcome.notes:
-            lines += ["", note]
-        for profile in outcome.profiles:
-            lines += _profile(profile)
+        lines += ["", *_section(name, outcome, texts[name])]
     return "\n".join(lines) + "\n"
+
+
+def updated(
+    document: str, outcomes: Mapping[str, Outcome], texts: Mapping[str, str], *, order: Sequence[str], when: str
+) -> str:
+    """The document with these answers in the place of earlier ones; each says when it was measured."""
+    head, *sections = re.split(r"\n(?=## )", document.rstrip("\n"))
+    kept = {section.split(maxsplit=2)[1]: section.rstrip("\n") for section in sections}
+    for name, outcome in outcomes.items():
+        kept[name] = "\n".join([*_section(name, outcome, texts[name]), "", f"Measured by itself, {when}."])
+    return "\n\n".join([head.rstrip("\n"), *(kept[name] for name in order if name in kept)]) + "\n"
+
+
+def _section(name: str, outcome: Outcome, text: str) -> list[str]:
+    lines = [f"## {name}", "", text]
+    if outcome.rows:
+        lines += ("", *_rows(_HEAD, map(_cells, outcome.rows)))
+    for note in outcome.notes:
+        lines += ["", note]
+    for profile in outcome.profiles:
+        lines += _profile(profile)
+    return lines
 
 
 def _profile(profile: Profile) -> list[str]:

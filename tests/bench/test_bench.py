@@ -14,7 +14,7 @@ from bench.__main__ import all_questions, text_of
 from bench.clock import SteppingClock, clock_of_environment
 from bench.outcome import Outcome, Profile, Row, Spot
 from bench.profile import spots
-from bench.report import results, table
+from bench.report import results, table, updated
 from domain.clock import SystemClock
 from domain.timeframe import MINUTE_MS
 
@@ -209,6 +209,20 @@ def test_the_results_are_laid_out_the_same_each_time():
         "",
         "A note.",
     ]
+
+
+def test_an_answer_that_is_kept_takes_the_place_of_the_earlier_one():
+    both = {"plan": Outcome([]), "speed": OUTCOMES["speed"]}
+    texts = {"plan": "How long a plan takes.", "speed": "How fast it is."}
+    earlier = results(both, {"cores": "2"}, texts)
+    assert updated(earlier, {}, {}, order=("plan", "speed"), when="never") == earlier
+    new = Outcome([Row("again", "s", [3.0])])
+    order = ("plan", "size", "speed")
+    written = updated(earlier, {"speed": new, "size": new}, {"size": "How large.", **texts}, order=order, when="today")
+    assert re.findall(r"^## (\w+)$", written, re.MULTILINE) == list(order)
+    assert written.count("Measured by itself, today.") == 2
+    assert "with a control" not in written
+    assert earlier.partition("## speed")[0] == written.partition("## size")[0]
 
 
 def test_the_results_that_are_kept_are_of_questions_and_name_no_place():
