@@ -116,22 +116,14 @@ class AnswerCache:
             # Headers that come twice, and requests with a body, are for those who look closely.
             await self._app(scope, receive, send)
         else:
-            await self._repeat(kept, asked, began_s, send)
-
-    async def _repeat(self, kept: _Kept, asked: dict[bytes, bytes], began_s: float, send: Any) -> None:
-        status, headers, body = 200, kept.headers, kept.keep.body
-        known = asked.get(b"if-none-match")
-        if known is not None and (tag := kept.tag) is not None and _has(known, tag):
-            status, headers, body = 304, kept.not_modified, b""
-        elif (coding := asked.get(b"accept-encoding")) is not None and _takes_gzip(coding):
-            if kept.zipped is None:
+            if kept.zipped is None and _takes_gzip(asked.get(b"accept-encoding")):
                 await self._zip(kept)
-            headers, body = kept.zipped_headers, kept.zipped or b""
-        took_s = perf_counter() - began_s
-        headers = [*headers, *own_headers(named(asked.get(b"x-request-id")), took_s)]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-        self._meter("GET", ROUTE, status, took_s)
+            status, headers, body = _pick(kept, asked)
+            took_s = perf_counter() - began_s
+            headers = [*headers, *own_headers(named(asked.get(b"x-request-id")), took_s)]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            self._meter("GET", ROUTE, status, took_s)
 
     def _find(self, key: tuple[bytes, bytes | None]) -> _Kept | None:
         kept = self._kept.get(key)
@@ -211,8 +203,22 @@ def _gzip(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
+def _pick(kept: _Kept, asked: dict[bytes, bytes]) -> tuple[int, Headers, bytes]:
+    """Status, headers and body for whoever asks so."""
+    known = asked.get(b"if-none-match")
+    if known is not None and (tag := kept.tag) is not None and _has(known, tag):
+        return 304, kept.not_modified, b""
+    if kept.zipped is not None and _takes_gzip(asked.get(b"accept-encoding")):
+        return 200, kept.zipped_headers, kept.zipped
+    return 200, kept.headers, kept.keep.body
+
+
+def _takes_gzip(header: bytes | None) -> bool:
+    return header is not None and _has_gzip(header)
+
+
 @lru_cache(maxsize=256)
-def _takes_gzip(header: bytes) -> bool:
+def _has_gzip(header: bytes) -> bool:
     return bool(parse_accept_header(header.decode("latin-1"), Accept).quality("gzip") > 0)
 
 

@@ -37,7 +37,9 @@ class Revisions:
         series_id, revision, era = stamp
         if era != self.era or self._now_s() >= self._vouched_until_s:
             return False
-        return self._told.get(series_id, revision) <= revision and not self._is_awaited(series_id, revision)
+        if self._told.get(series_id, revision) > revision:
+            return False
+        return not self._awaited or not self._is_awaited(series_id, revision)
 
     def changed(self, series_id: int, revision: int) -> None:
         """Take note that a series has a new revision."""
