@@ -19,7 +19,8 @@ import pytest
 from app_extensions import server
 from tests.support.servers import chosen_server, each_server  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("each_server")
+#: What depends on the web server; the rest is the same on each.
+on_each_server = pytest.mark.usefixtures("each_server")
 
 ROOT = Path(__file__).resolve().parents[2]
 #: From the signal to the end of the process.
@@ -152,6 +153,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         await child.gone()
 
 
+@on_each_server
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_server_answers_and_ends_cleanly_on_a_signal(start: Start, database_url: str, number: int):
     child = await start(database_url=database_url)
@@ -169,6 +171,7 @@ async def test_the_server_answers_and_ends_cleanly_on_a_signal(start: Start, dat
     assert errors.rstrip().endswith("stopped")
 
 
+@on_each_server
 async def test_requests_that_never_end_and_clients_that_never_read_do_not_hold_up_the_end(
     start: Start, database_url: str
 ):
@@ -184,6 +187,7 @@ async def test_requests_that_never_end_and_clients_that_never_read_do_not_hold_u
     assert "Traceback" not in await child.errors()
 
 
+@on_each_server
 async def test_a_request_under_way_is_finished(start: Start, database_url: str):
     child = await start(database_url=database_url)
     await child.ready()
@@ -192,6 +196,7 @@ async def test_a_request_under_way_is_finished(start: Start, database_url: str):
         assert await child.process.wait() == 0
 
 
+@on_each_server
 async def test_event_streams_end_at_once_and_do_not_hold_up_the_end(start: Start, database_url: str):
     child = await start(database_url=database_url, shutdown_timeout_s=60)
     await child.ready()
@@ -216,6 +221,7 @@ async def test_event_streams_end_at_once_and_do_not_hold_up_the_end(start: Start
     assert "Traceback" not in errors, errors
 
 
+@on_each_server
 async def test_a_thread_that_is_stuck_is_ended_by_force(start: Start, database_url: str):
     child = await start(database_url=database_url, shutdown_timeout_s=0.5)
     await child.ready()
@@ -302,6 +308,7 @@ GARBAGE = [
 ]
 
 
+@on_each_server
 async def test_garbage_on_the_wire_is_no_fault_of_ours(start: Start, database_url: str):
     child = await start(database_url=database_url)
     await child.ready()
@@ -315,6 +322,7 @@ async def test_garbage_on_the_wire_is_no_fault_of_ours(start: Start, database_ur
     assert "Traceback" not in await child.errors()
 
 
+@on_each_server
 async def test_head_answers_the_same_head_and_no_body(start: Start, database_url: str):
     child = await start(database_url=database_url)
     await child.ready()
