@@ -12,7 +12,7 @@ import msgspec
 from domain.errors import InvalidParameterError
 from domain.times import LATEST_MS
 
-_VERSION = 2
+_VERSION = 1
 _DIGEST_BYTES = 12
 
 
@@ -75,7 +75,7 @@ def _spelled(raw: bytes) -> str:
 
 
 def _digest(question: Sequence[object], payload: bytes) -> bytes:
-    return hashlib.blake2b(msgspec.msgpack.encode((question, payload)), digest_size=_DIGEST_BYTES).digest()
+    return hashlib.sha256(msgspec.msgpack.encode((question, payload))).digest()[:_DIGEST_BYTES]
 
 
 def _sound(place: Place) -> bool:
