@@ -136,7 +136,7 @@ class BlockCache(Cache):
 
     #: Days that are read in one go, and days that are written.
     batch: ClassVar[int] = 8
-    write_batch: ClassVar[int] = 2
+    write_batch: ClassVar[int] = 1
 
     def __init__(self, *, max_value_bytes: int = MAX_VALUE_BYTES, budget_s: float = float("inf")) -> None:
         """`budget_s`: after this long, a call over many entries is content with those it has dealt with."""
@@ -153,6 +153,7 @@ class BlockCache(Cache):
 
         Two servers that do so at once may lose one another's minutes: these are read from the database again.
         """
+        await asyncio.sleep(0)
         packed = bars if isinstance(bars, PackedBars) else PackedBars.of(bars)
         hours = hours_of(packed, known.whole_buckets(Timeframe.M1))
         by_day = groupby(hours, key=lambda item: item[0] - item[0] % DAY_MS)
@@ -270,10 +271,7 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 async def with_pauses(batches: Iterator[T]) -> AsyncIterator[T]:
-    """The batches; others get their turn in between."""
-    is_first = True
+    """The batches; others get their turn before each."""
     for batch in batches:
-        if not is_first:
-            await asyncio.sleep(0)
-        is_first = False
+        await asyncio.sleep(0)
         yield batch
