@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -49,7 +50,7 @@ class RevisionWatch:
 
     async def _beat(self, connection: Any) -> None:
         self._echo.clear()
-        sent_s = asyncio.get_running_loop().time()
+        sent_s = monotonic()
         async with asyncio.timeout(PATIENCE_S):
             await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, self._me)
             await self._echo.wait()
