@@ -171,12 +171,12 @@ class PackedBars(Sequence[Bar]):
 
     def runs(self, timeframe: Timeframe) -> RangeSet:
         """The buckets of the bars, as ranges."""
-        span, next_of = self.span, timeframe.next
+        span = self.span
         if span is None:
             return NOWHERE
         if self.is_unbroken(timeframe):
-            return RangeSet.of(span.start_ms, next_of(span.end_ms - 1))
-        return RangeSet.joining((ts, next_of(ts)) for ts in self.times())
+            return RangeSet.of(span.start_ms, timeframe.next(span.end_ms - 1))
+        return _buckets_at(self.times(), timeframe)
 
     def _place(self, at: int) -> tuple[bytes, int]:
         """The rows that the bar is among, and where it begins in them."""
@@ -241,4 +241,12 @@ def runs_of(bars: Sequence[Bar], timeframe: Timeframe) -> RangeSet:
     """The buckets of ascending bars, as ranges."""
     if isinstance(bars, PackedBars):
         return bars.runs(timeframe)
-    return RangeSet.joining((bar.ts, timeframe.next(bar.ts)) for bar in bars)
+    return _buckets_at((bar.ts for bar in bars), timeframe)
+
+
+def _buckets_at(stamps: Iterable[int], timeframe: Timeframe) -> RangeSet:
+    """The buckets that begin at ascending times, as ranges."""
+    width, next_of = timeframe.width_ms, timeframe.next
+    if width is None:
+        return RangeSet.joining((ts, next_of(ts)) for ts in stamps)
+    return RangeSet.joining((ts, ts + width) for ts in stamps)
