@@ -10,8 +10,11 @@ from domain.bar import Bar
 from domain.packed import ROW, PackedBars, Rows
 from domain.timeframe import Timeframe
 
-_ROW = np.dtype([("ts", ">i8"), ("open", ">f8"), ("high", ">f8"), ("low", ">f8"), ("close", ">f8"), ("volume", ">f8")])
-assert _ROW.itemsize == ROW.size
+#: Rows of `domain.packed`.
+PACKED = np.dtype(
+    [("ts", ">i8"), ("open", ">f8"), ("high", ">f8"), ("low", ">f8"), ("close", ">f8"), ("volume", ">f8")]
+)
+assert PACKED.itemsize == ROW.size
 
 
 class BarColumns:
@@ -56,7 +59,7 @@ class BarColumns:
 
     def packed(self) -> PackedBars:
         """The same, packed."""
-        rows = np.empty(len(self), _ROW)
-        for name, column in zip(_ROW.names or (), (self.ts, *self.values), strict=True):
+        rows = np.empty(len(self), PACKED)
+        for name, column in zip(PACKED.names or (), (self.ts, *self.values), strict=True):
             rows[name] = column
         return PackedBars(Rows(rows.tobytes()))

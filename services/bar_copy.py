@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domain.packed import PackedBars
+from services.bar_columns import PACKED
 
 #: PostgreSQL counts microseconds from 2000-01-01.
 _EPOCH_MS = 946_684_800_000
 _BEGIN, _END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
-_PACKED = np.dtype([("ts", ">i8"), *((name, ">f8") for name in ("open", "high", "low", "close", "volume"))])
 _CHUNK_ROWS = 2_000
 
 #: Times in UTC epoch milliseconds, opens, highs, lows, closes, volumes, and what else a table has.
@@ -20,8 +20,8 @@ Columns = Sequence[NDArray[Any]]
 
 def columns_of(bars: PackedBars) -> Columns:
     """The bars as columns."""
-    packed = np.frombuffer(bars.raw(), _PACKED)
-    return [packed[name].astype(packed.dtype[name].newbyteorder("=")) for name in _PACKED.names or ()]
+    packed = np.frombuffer(bars.raw(), PACKED)
+    return [packed[name].astype(packed.dtype[name].newbyteorder("=")) for name in PACKED.names or ()]
 
 
 async def copy_rows(series_id: int, columns: Columns) -> AsyncIterator[bytes]:
