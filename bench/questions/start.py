@@ -1,8 +1,8 @@
 """Seconds from the start of `candlery serve` to its first answer with bars, with the embedded database.
 
-The answer is of `/api/v1/ohlcv`, asked for as soon as the server listens. The first start ever makes the database, and
-its answer's bars are fetched from the simulated market and stored; at the second start they come from the database.
-There is no control.
+A hundred closed minutes are asked for as soon as the server listens. The first start ever makes the database, and its
+answer's bars are fetched from the simulated market and stored; at the second start they come from the database. There
+is no control.
 """
 
 import time
