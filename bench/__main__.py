@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import child, questions
+from bench import child, load, questions, wrk
 from bench.machine import machine
 from bench.outcome import Outcome
 from bench.report import results, table, updated
@@ -97,22 +97,28 @@ async def _bench(names: Sequence[str], *, quick: bool, whole: bool, keep: bool) 
             sys.stderr.write(f"{name} took {time.monotonic() - began_s:.0f} s\n")
     sys.stdout.write(table(outcomes) + "\n")
     if (keep or (whole and not failed)) and not quick:
-        _write(outcomes, whole=whole and not failed)
+        _write(outcomes, machine() | await _generator(), whole=whole and not failed)
     if failed:
         sys.stderr.write(f"Not answered: {', '.join(failed)}.\n")
     return 1 if failed else 0
 
 
-def _write(outcomes: Mapping[str, Outcome], *, whole: bool) -> None:
+def _write(outcomes: Mapping[str, Outcome], measured_on: Mapping[str, str], *, whole: bool) -> None:
     """Write the results of a full run, or put those of some questions among the earlier ones."""
     today, texts = datetime.now(UTC).date().isoformat(), {name: text_of(name) for name in outcomes}
     if whole:
-        written = results(outcomes, machine() | {"date": today, "command": "make bench"}, texts)
+        written = results(outcomes, {**measured_on, "date": today, "command": "make bench"}, texts)
     else:
         when = f"{today}, `make bench ARGS='--keep {' '.join(outcomes)}'`"
         earlier = _RESULTS.read_text(encoding="utf-8")
         written = updated(earlier, outcomes, texts, order=all_questions(), when=when)
     _RESULTS.write_text(written, encoding="utf-8")
+
+
+async def _generator() -> dict[str, str]:
+    """What asks for bars."""
+    version = await wrk.version()
+    return {"load generator": f"wrk {version}" if version else f"{load.__name__}, on uvloop"}
 
 
 @contextmanager

@@ -52,6 +52,8 @@ async def main(kind: str, server: str, body: bytes) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     app = bare_asgi(body) if kind == "asgi" else bare_quart(body)
     listening = bind("127.0.0.1", 0)
+    # Who connects before it serves is kept waiting, not sent away.
+    listening[0].listen()
     port = listening[0].getsockname()[1]
     serving = asyncio.create_task(
         serve_asgi(app, listening, stop, server=server, grace_s=1.0, message_bytes=1 << 16), name="bare server"

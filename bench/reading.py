@@ -8,11 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
-from urllib.request import urlopen
 
 import msgspec
 
-from bench import bare_reader
+from bench import bare_reader, wrk
 from bench import load as generator
 from bench.bare_reader import Errand
 from bench.exchange import running_exchange
@@ -21,7 +20,7 @@ from bench.load import CONNECTIONS, Load, Plan
 from bench.outcome import Profile, Row, Task, side_by_side
 from bench.product import WrongResultError, ccxt_settings
 from bench.profile import profile
-from bench.servers import Server, bare_serve, candlery_serve
+from bench.servers import Server, bare_serve, body_of, candlery_serve
 from config import BaseConfig
 from domain.timeframe import HOUR_MS, MINUTE_MS
 
@@ -44,7 +43,7 @@ async def serving(task: Task, database_url: str, settings: Mapping[str, str]) ->
 
 
 class Reader:
-    """Asks servers for bars: `python -m bench.load`, beside this process."""
+    """Asks servers for bars, with wrk where that is installed, else with `python -m bench.load`."""
 
     def __init__(self, task: Task) -> None:
         """Take where files may be written, and how much is asked."""
@@ -73,7 +72,7 @@ class Reader:
         path = self._task.scratch / f"targets.{self._number}"
         await asyncio.to_thread(path.write_text, "\n".join(targets), "ascii")
         plan = Plan(server.address, str(path), least, most, again, seconds or self._seconds, self._warm_up_s)
-        done = await _run(plan, self._task.scratch / "load.json")
+        done = await wrk.load(plan) if wrk.found() else await _run(plan, self._task.scratch / "load.json")
         path.unlink()
         if done.faults:
             raise WrongResultError("; ".join(done.faults[:3]))
@@ -187,14 +186,7 @@ async def _run(plan: Plan | Errand, out: Path) -> Load:
 
 async def fetched(server: Server, target: str) -> bytes:
     """One answer's body."""
-    url = f"http://{server.address[0]}:{server.address[1]}{target}"
-
-    def get() -> bytes:
-        with urlopen(url, timeout=30) as answer:
-            body: bytes = answer.read()
-            return body
-
-    return await asyncio.to_thread(get)
+    return await asyncio.to_thread(body_of, server.address, target)
 
 
 async def typical_size(server: Server, targets: Iterable[str]) -> int:

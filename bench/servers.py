@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from config import ConfigError, load_config
 
-_START_S, _STOP_S = 60.0, 15.0
+_START_S, _STOP_S, _ANSWER_S = 60.0, 15.0, 30.0
 _ROOT = Path(__file__).resolve().parent.parent
 _WEB_SERVERS = ("hypercorn", "uvicorn")
 _PREFIX = "CANDLERY_"
@@ -50,6 +51,14 @@ async def bare_serve(kind: str, server: str, scratch: Path, body: bytes) -> Asyn
     command = [sys.executable, "-m", "bench.bare_server", kind, server, str(path)]
     async with _started(command, scratch, {}) as started:
         yield started
+
+
+def body_of(address: tuple[str, int], target: str) -> bytes:
+    """One answer's body; it blocks."""
+    host, port = address
+    with urlopen(f"http://{host}:{port}{target}", timeout=_ANSWER_S) as answer:
+        body: bytes = answer.read()
+        return body
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:

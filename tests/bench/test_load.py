@@ -1,13 +1,22 @@
-"""The load generator asks for each target, connects again where it is told to, and says what is wrong with answers."""
+"""The load generators ask for each target, connect again where they are told to, and say what is wrong with answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+from msgspec.structs import replace
+
+from bench import wrk
 from bench.load import Load, Plan, load
 
+#: Ours, and wrk where it is installed.
+GENERATORS = [load, wrk.load] if wrk.found() else [load]
+each_generator = pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.__module__)
+
 Answer = Callable[[bytes, int], bytes]
+Generator = Callable[[Plan], Awaitable[Load]]
 
 
 def good(target: bytes, number: int) -> bytes:
@@ -46,30 +55,43 @@ async def serving(answer: Answer) -> AsyncIterator[tuple[tuple[str, int], list[b
         server.close()
 
 
-async def loaded(tmp_path: Path, answer: Answer, *, again: bool = True, least: int = 1) -> tuple[Load, list[bytes]]:
+async def loaded(
+    tmp_path: Path,
+    answer: Answer,
+    generator: Generator = load,
+    *,
+    again: bool = True,
+    least: int = 1,
+) -> tuple[Load, list[bytes]]:
     path = tmp_path / "targets"
     path.write_text("\n".join(f"/{number}" for number in range(50)))
     async with serving(answer) as (address, asked):
         plan = Plan(address, str(path), least, 100, again, seconds=0.3, warm_up_s=0.1, connections=4)
         async with asyncio.timeout(30):
-            return await load(plan), asked
+            return await generator(plan), asked
 
 
-async def test_every_target_is_asked_for_and_some_answers_are_kept_whole(tmp_path: Path):
-    done, asked = await loaded(tmp_path, good)
+@each_generator
+async def test_every_target_is_asked_for_and_some_answers_are_kept_whole(tmp_path: Path, generator: Generator):
+    done, asked = await loaded(tmp_path, good, generator)
     assert done.faults == []
     assert done.answers > 0
     assert done.rate == done.answers / done.seconds
     assert 0 < done.p50_ms <= done.p99_ms
-    assert asked[:4] == [b"/0", b"/1", b"/2", b"/3"]
+    assert set(asked) == {b"/%d" % number for number in range(50)}
     assert done.kept
     assert [body for _, body in done.kept] == [f'{{"of":"{target}"}}' for target, _ in done.kept]
 
 
 async def test_no_target_is_asked_for_twice_unless_that_is_wanted(tmp_path: Path):
-    done, asked = await loaded(tmp_path, good, again=False)
-    assert done.faults[:1] == ["there were not enough targets"]
+    _, asked = await loaded(tmp_path, good, again=False)
     assert sorted(asked) == sorted(b"/%d" % number for number in range(50))
+
+
+@each_generator
+async def test_to_be_short_of_targets_is_a_fault(tmp_path: Path, generator: Generator):
+    done, _ = await loaded(tmp_path, good, generator, again=False)
+    assert done.faults[:1] == ["there were not enough targets"]
 
 
 async def test_a_connection_that_the_server_closes_after_an_answer_is_made_again(tmp_path: Path):
@@ -82,14 +104,28 @@ async def test_a_connection_that_the_server_closes_after_an_answer_is_made_again
     assert len(asked) > 4 * 3
 
 
-async def test_an_answer_of_another_status_or_length_is_a_fault(tmp_path: Path):
+async def test_an_answer_of_another_status_is_a_fault(tmp_path: Path):
     def failing(target: bytes, number: int) -> bytes:
         return b"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno"
 
     done, _ = await loaded(tmp_path, failing)
     assert "was answered with b'HTTP/1.1 503 No" in done.faults[0]
-    done, _ = await loaded(tmp_path, good, least=90)
+
+
+@each_generator
+async def test_an_answer_of_another_length_is_a_fault(tmp_path: Path, generator: Generator):
+    done, _ = await loaded(tmp_path, good, generator, least=90)
     assert "bytes" in done.faults[0]
+
+
+@pytest.mark.parametrize("kind", ["connect", "read", "write", "status", "timeout"])
+def test_whatever_wrk_counts_as_a_fault_is_one(kind: str):
+    plan = Plan(("127.0.0.1", 1), "targets", 10, 20, again=True, seconds=1.0)
+    counts = dict.fromkeys(("connect", "read", "write", "status", "timeout"), 0)
+    told = wrk.Told(10, 1_500, 1.0, 1.0, 2.0, exhausted=False, errors=counts)
+    assert wrk.faults(plan, told) == []
+    assert wrk.faults(plan, replace(told, errors=counts | {kind: 3})) == [f"wrk counted 3 faults of {kind}"]
+    assert wrk.faults(plan, replace(told, answers=0)) == ["nothing was answered"]
 
 
 async def test_a_connection_that_is_lost_without_a_word_is_a_fault(tmp_path: Path):
