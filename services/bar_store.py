@@ -116,7 +116,7 @@ class BarStore:
         self._clock = clock
         self._sql = load_queries("bars")
         self._read_minutes, self._read_native = (
-            self._sql["packed"].format(source=self._sql[name]) for name in ("minutes", "native")
+            self._sql["packed"].format(source=self._sql[name], also="") for name in ("minutes", "native")
         )
         self._series_sql = load_queries("series")
         #: Rows inserted or altered by this process, and how many of them were altered.
@@ -281,12 +281,11 @@ class BarStore:
                 return (await self.read_folded(series_id, timeframe, wanted)).bars.runs(timeframe)
             return (await self.read(series_id, timeframe, wanted)).runs(timeframe)
         minutes = timeframe is Timeframe.M1
-        query = self._sql["runs_of_minutes" if minutes else "runs_of_native"]
-        extra = () if minutes else (timeframe.value,)
+        source, values = ("minutes", ()) if minutes else ("native", (timeframe.value,))
+        query = self._sql["runs"].format(source=self._sql[source], width=f"${4 + len(values)}")
+        width = f"{timeframe.width_ms // 1000} seconds"
         async with self.database.connection() as db:
-            return unpacked_ranges(
-                await db.fetchval(query, series_id, *wanted, f"{timeframe.width_ms // 1000} seconds", *extra)
-            )
+            return unpacked_ranges(await db.fetchval(query, series_id, *wanted, *values, width))
 
     async def next_bar_ts(self, series_id: int, timeframe: Timeframe, from_ms: int) -> int | None:
         """Time of the first stored minute or native bar of the timeframe at or after `from_ms`."""
@@ -301,7 +300,7 @@ class BarStore:
             rows = self._sql["fold_level"].format(
                 source=table_of(source), bucket=bucket_of(timeframe), minutes=minutes_in(source)
             )
-        return self._sql["packed_with_minutes"].format(source=rows)
+        return self._sql["packed"].format(source=rows, also=self._sql["packed_minutes"])
 
     async def _write(self, db: Connection, series_id: int, timeframe: Timeframe, bars: Sequence[Bar]) -> Written:
         """Write bars while the series is locked, so that no other writer comes between."""

@@ -75,17 +75,14 @@ WHERE series_id = $1 AND ts >= $2 AND ts < $3
 
 -- name: packed
 -- All rows of a query as one value, 48 bytes each, ascending; see domain/packed.py. The driver then takes a string of
--- bytes, in the place of six objects a row.
+-- bytes, in the place of six objects a row. What else is told of them may be put in.
 SELECT string_agg(int8send((date_part('epoch', ts) * 1000)::bigint) || float8send(open) || float8send(high)
-                  || float8send(low) || float8send(close) || float8send(volume), ''::bytea ORDER BY ts)
+                  || float8send(low) || float8send(close) || float8send(volume), ''::bytea ORDER BY ts){also}
 FROM ({source}) AS bars;
 
--- name: packed_with_minutes
--- As `packed`, and the minutes that each row stands for, four bytes each.
-SELECT string_agg(int8send((date_part('epoch', ts) * 1000)::bigint) || float8send(open) || float8send(high)
-                  || float8send(low) || float8send(close) || float8send(volume), ''::bytea ORDER BY ts),
-       string_agg(int4send(minutes::integer), ''::bytea ORDER BY ts)
-FROM ({source}) AS bars;
+-- name: packed_minutes
+-- The minutes that each row stands for, four bytes each.
+, string_agg(int4send(minutes::integer), ''::bytea ORDER BY ts)
 
 -- name: fold_level
 -- From a finer table; what one of its rows counts for in minutes, and the start of the bucket of ts, are put in.
@@ -95,24 +92,12 @@ SELECT {bucket} AS ts, (array_agg(open ORDER BY ts))[1] AS open, max(high) AS hi
 FROM {source} WHERE series_id = $1 AND ts >= $2 AND ts < $3
 GROUP BY {bucket};
 
--- name: runs_of_minutes
--- Stretches of buckets that hold a bar, 16 bytes each; $4: width of a bucket.
+-- name: runs
+-- Stretches of buckets that hold a bar, 16 bytes each, of the rows of a query; the width of a bucket is put in.
 WITH marked AS (
-    SELECT ts, ts - (row_number() OVER (ORDER BY ts)) * ($4::text)::interval AS run
-    FROM bars_1m WHERE series_id = $1 AND ts >= $2 AND ts < $3
+    SELECT ts, ts - (row_number() OVER (ORDER BY ts)) * ({width}::text)::interval AS run FROM ({source}) AS bars
 ), runs AS (
-    SELECT min(ts) AS starts, max(ts) + ($4::text)::interval AS ends FROM marked GROUP BY run
-)
-SELECT string_agg(int8send((date_part('epoch', starts) * 1000)::bigint)
-                  || int8send((date_part('epoch', ends) * 1000)::bigint), ''::bytea ORDER BY starts) FROM runs;
-
--- name: runs_of_native
--- Stretches of buckets that hold a bar, 16 bytes each; $4: width of a bucket.
-WITH marked AS (
-    SELECT ts, ts - (row_number() OVER (ORDER BY ts)) * ($4::text)::interval AS run
-    FROM native_bars WHERE series_id = $1 AND ts >= $2 AND ts < $3 AND timeframe = $5
-), runs AS (
-    SELECT min(ts) AS starts, max(ts) + ($4::text)::interval AS ends FROM marked GROUP BY run
+    SELECT min(ts) AS starts, max(ts) + ({width}::text)::interval AS ends FROM marked GROUP BY run
 )
 SELECT string_agg(int8send((date_part('epoch', starts) * 1000)::bigint)
                   || int8send((date_part('epoch', ends) * 1000)::bigint), ''::bytea ORDER BY starts) FROM runs;
