@@ -2,13 +2,11 @@
 
 import asyncio
 import sys
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,9 +15,11 @@ from prometheus_client.registry import Collector
 from quart import Quart, Response, request
 
 from app_extensions.request_context import BEGAN
+from blueprints.answers import scope_of
 from blueprints.context import EXTENSION, STREAM
 from blueprints.params import Params
-from blueprints.stream_hub import LAG_BOUNDS_S, StreamHub
+from blueprints.stream_hub import StreamHub
+from services.histogram import Histogram
 
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
@@ -34,29 +34,13 @@ _CHUNK_STATES = ("queued", "running", "done", "failed", "cancelled")
 _LAG_WAIT_S = 0.1
 
 
-class _Latencies:
-    """How long answers took. Plain numbers: what is counted on every answer must cost next to nothing."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(_LATENCIES_S) + 1)
-        self.sum_s = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(_LATENCIES_S, seconds)] += 1
-        self.sum_s += seconds
-
-    def buckets(self) -> list[tuple[str, int]]:
-        bounds = (*(str(float(bound)) for bound in _LATENCIES_S), "+Inf")
-        return list(zip(bounds, accumulate(self._counts), strict=True))
-
-
 class HttpMetrics(Collector):
     """Counts requests, and measures how late the event loop runs."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register the meters."""
         self._requests: Counter[tuple[str, str, int]] = Counter()
-        self._latencies: dict[str, _Latencies] = {}
+        self._latencies: dict[str, Histogram] = {}
         registry.register(self)
         self._lag = Gauge("candlery_event_loop_lag_seconds", "How late the event loop runs", registry=registry)
         self._build = Gauge("candlery_build_info", "Versions", ("version", "python"), registry=registry)
@@ -67,7 +51,7 @@ class HttpMetrics(Collector):
         self._requests[method if method in _METHODS else "other", route, status] += 1
         latencies = self._latencies.get(route)
         if latencies is None:
-            latencies = self._latencies[route] = _Latencies()
+            latencies = self._latencies[route] = Histogram(_LATENCIES_S)
         latencies.observe(seconds)
 
     def collect(self) -> Iterable[Metric]:
@@ -127,9 +111,7 @@ def install(app: Quart) -> HttpMetrics:
     async def count(response: Response) -> Response:
         rule = request.url_rule
         route = rule.rule if rule is not None else "unmatched"
-        metrics.count(
-            request.method, route, response.status_code, perf_counter() - cast("dict[str, Any]", request.scope)[BEGAN]
-        )
+        metrics.count(request.method, route, response.status_code, perf_counter() - scope_of(request)[BEGAN])
         return response
 
     @app.get("/metrics")
@@ -196,10 +178,8 @@ def _stream(hub: StreamHub) -> Iterable[Metric]:
     for leave, count in hub.disconnects.items():
         gone.add_metric((leave.label,), count)
     yield gone
-    bounds = (*map(str, LAG_BOUNDS_S), "+Inf")
-    buckets = list(zip(bounds, accumulate(hub.lag_counts), strict=True))
     lag = HistogramMetricFamily("candlery_stream_bar_lag_seconds", "From the venue's clock to a client's socket")
-    lag.add_metric((), buckets, sum_value=hub.lag_sum_s)
+    lag.add_metric((), hub.lags.buckets(), sum_value=hub.lags.sum_s)
     yield lag
 
 

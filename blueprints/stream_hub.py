@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
@@ -11,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from blueprints.stream_link import PING, text_frame
 from blueprints.stream_messages import heartbeat
+from services.histogram import Histogram
 
 HEARTBEAT_S = 15.0
 #: The clients' heartbeats are spread over so many moments.
@@ -21,7 +21,7 @@ CLIENTS_A_TURN = 200
 #: database at the same time, and be told that it is out of reach.
 OPENINGS = 128
 #: Upper bounds of the buckets of `candlery_stream_bar_lag_seconds`.
-LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Farewell(NamedTuple):
@@ -157,8 +157,8 @@ class StreamHub:
         self.sent = 0
         self._conflated = 0
         self.disconnects: Counter[Leave] = Counter(dict.fromkeys(Leave, 0))
-        self.lag_counts = [0] * (len(LAG_BOUNDS_S) + 1)
-        self.lag_sum_s = 0.0
+        #: How long after the venue's clock bars were sent.
+        self.lags = Histogram(_LAG_BOUNDS_S)
         self._numbers = count()
         self._slot = 0
         self._due: deque[Member] = deque()
@@ -199,9 +199,7 @@ class StreamHub:
 
     def observe_lag(self, lag_ms: float) -> None:
         """A bar was sent so long after the venue's clock."""
-        lag_s = max(0.0, lag_ms / 1000)
-        self.lag_counts[bisect_left(LAG_BOUNDS_S, lag_s)] += 1
-        self.lag_sum_s += lag_s
+        self.lags.observe(max(0.0, lag_ms / 1000))
 
     async def tick(self) -> None:
         """Send the heartbeats that are due, and let go whoever gave no sign of life."""
