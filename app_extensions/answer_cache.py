@@ -15,9 +15,9 @@ from typing import Any
 
 from quart import Quart
 from werkzeug.datastructures import Accept
-from werkzeug.http import parse_accept_header, parse_etags
+from werkzeug.http import parse_accept_header
 
-from app_extensions.ohlcv_lane import ROUTE
+from app_extensions.ohlcv_lane import ROUTE, plain_headers
 from app_extensions.request_context import Asgi, Meter, named, own_headers
 from blueprints.answers import AGAIN, GZIPPED, KEEP, Keep, is_known
 from blueprints.context import EXTENSION
@@ -39,24 +39,17 @@ _OWN = frozenset({b"content-length", b"x-request-id", b"server-timing"})
 class _Kept:
     """One answer."""
 
-    __slots__ = ("_given", "_headers", "expires_ms", "keep", "turn", "zipped", "zipped_headers")
+    __slots__ = ("expires_ms", "headers", "keep", "turn", "zipped", "zipped_headers")
 
     def __init__(self, keep: Keep, headers: Iterable[tuple[bytes, bytes]], expires_ms: int) -> None:
         self.keep = keep
         self.expires_ms = expires_ms if keep.until_ms is None else min(expires_ms, keep.until_ms)
-        self._given = headers
-        self._headers: Headers | None = None
+        common = [pair for pair in headers if pair[0].lower() not in _OWN]
+        #: Of the whole answer.
+        self.headers: Headers = [*common, (b"content-length", b"%d" % len(keep.body))]
         self.turn: asyncio.Lock | None = None
         self.zipped: bytes | None = None
         self.zipped_headers: Headers = []
-
-    @property
-    def headers(self) -> Headers:
-        """Of the whole answer. Most answers are never asked for again, so these are made for the first who does."""
-        if self._headers is None:
-            common = [pair for pair in self._given if pair[0].lower() not in _OWN]
-            self._headers = [*common, (b"content-length", b"%d" % len(self.keep.body))]
-        return self._headers
 
     @property
     def not_modified(self) -> Headers:
@@ -100,20 +93,17 @@ class AnswerCache:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer, or have the application answer."""
-        if scope["type"] != "http" or scope["path"] != ROUTE or scope["method"] != "GET":
+        began_s = perf_counter()
+        asked = plain_headers(scope)
+        if asked is None:
             await self._app(scope, receive, send)
             return
-        began_s = perf_counter()
-        asked = dict(scope["headers"])
         key = (scope["query_string"], asked.get(b"origin"))
         kept = self._find(key)
         if kept is None:
             if self._was_asked(key):
                 scope[AGAIN] = True
                 send = self._listening(key, scope, send)
-            await self._app(scope, receive, send)
-        elif len(asked) != len(scope["headers"]) or b"content-length" in asked or b"transfer-encoding" in asked:
-            # Headers that come twice, and requests with a body, are for those who look closely.
             await self._app(scope, receive, send)
         else:
             if kept.zipped is None and _takes_gzip(asked.get(b"accept-encoding")):
@@ -206,7 +196,7 @@ def _gzip(body: bytes) -> bytes:
 def _pick(kept: _Kept, asked: dict[bytes, bytes]) -> tuple[int, Headers, bytes]:
     """Status, headers and body for whoever asks so."""
     known = asked.get(b"if-none-match")
-    if known is not None and (tag := kept.tag) is not None and _has(known, tag):
+    if known is not None and (tag := kept.tag) is not None and is_known(known.decode("latin-1"), tag.strip('"')):
         return 304, kept.not_modified, b""
     if kept.zipped is not None and _takes_gzip(asked.get(b"accept-encoding")):
         return 200, kept.zipped_headers, kept.zipped
@@ -220,7 +210,3 @@ def _takes_gzip(header: bytes | None) -> bool:
 @lru_cache(maxsize=256)
 def _has_gzip(header: bytes) -> bool:
     return bool(parse_accept_header(header.decode("latin-1"), Accept).quality("gzip") > 0)
-
-
-def _has(header: bytes, tag: str) -> bool:
-    return is_known(parse_etags(header.decode("latin-1")), tag.strip('"'))

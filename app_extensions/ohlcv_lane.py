@@ -16,7 +16,7 @@ from blueprints.context import EXTENSION, HttpServices
 from blueprints.ohlcv import answer
 
 ROUTE = "/api/v1/ohlcv"
-_NOT_PLAIN = frozenset({b"origin", b"content-length", b"transfer-encoding"})
+_BODY = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class OhlcvLane:
@@ -32,7 +32,7 @@ class OhlcvLane:
         """Answer, or have the application answer."""
         services = self._web.extensions.get(EXTENSION)
         headers = plain_headers(scope)
-        if services is None or headers is None:
+        if services is None or headers is None or b"origin" in headers:
             await self._app(scope, receive, send)
             return
         began_s = perf_counter()
@@ -67,12 +67,11 @@ class OhlcvLane:
 
 
 def plain_headers(scope: Any) -> dict[bytes, bytes] | None:
-    """The headers of a plain `GET` of this route; None of any other request."""
+    """The headers of a `GET` of this route, without a body or a header twice; None of any other request."""
     if scope["type"] != "http" or scope["path"] != ROUTE or scope["method"] != "GET":
         return None
     headers = dict(scope["headers"])
-    is_plain = len(headers) == len(scope["headers"]) and _NOT_PLAIN.isdisjoint(headers)
-    return headers if is_plain else None
+    return headers if len(headers) == len(scope["headers"]) and _BODY.isdisjoint(headers) else None
 
 
 def install(web: Quart, meter: Meter) -> None:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 from quart import Response, request
-from werkzeug.datastructures import ETags
 from werkzeug.http import parse_etags
 from xxhash import xxh3_128
 
@@ -89,7 +88,7 @@ def wire(
     if etag is None:
         return Wire(OK, [("content-type", "application/json"), *every, ("cache-control", "no-store")], body, keep)
     every += (("etag", f'"{etag}"'), ("cache-control", f"private, max-age={CLOSED_MAX_AGE_S}"))
-    if known is not None and is_known(parse_etags(known), etag):
+    if known is not None and is_known(known, etag):
         return Wire(NOT_MODIFIED, every, b"", keep)
     return Wire(OK, [("content-type", "application/json"), *every], body, keep)
 
@@ -99,9 +98,10 @@ def scope_of(asked: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", asked.scope)
 
 
-def is_known(known: ETags, etag: str) -> bool:
-    """Whether a client has the answer already, compressed or not."""
-    return known.star_tag or known.contains_weak(etag) or known.contains_weak(etag + GZIPPED)
+def is_known(known: str, etag: str) -> bool:
+    """Whether a client that says `If-None-Match: known` has the answer already, compressed or not."""
+    tags = parse_etags(known)
+    return tags.star_tag or tags.contains_weak(etag) or tags.contains_weak(etag + GZIPPED)
 
 
 def tag_of(parts: Iterable[bytes | memoryview]) -> str:
