@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from quart import Quart
 from quart.typing import TestClientProtocol as Client
 
 from app import create_app
@@ -32,16 +31,6 @@ def services() -> FakeServices:
     services.revisions.vouch(FOREVER_S)
     services.ohlcv.more = {"stamp": Stamp(1, 5, 0), "until_ms": None}
     return services
-
-
-@pytest.fixture
-def web(services: FakeServices) -> Quart:
-    return create_app(services.config, services)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def client(web: Quart) -> Client:
-    return web.test_client()
 
 
 async def ask(client: Client, headers: dict[str, str] | None = None, **query: Any) -> Any:

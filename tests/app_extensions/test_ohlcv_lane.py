@@ -6,7 +6,6 @@ import pytest
 from quart import Quart
 from quart.typing import TestClientProtocol as Client
 
-from app import create_app
 from app_extensions import ohlcv_lane
 from blueprints import ohlcv
 from domain.timeframe import MINUTE_MS
@@ -127,18 +126,3 @@ async def test_before_it_serves_the_application_answers(web: Quart, lanes: list[
     response = await web.test_client().get(URL, query_string=CLOSED)
     assert response.status_code == 500
     assert lanes == []
-
-
-@pytest.fixture
-def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-def web(services: FakeServices) -> Quart:
-    return create_app(services.config, services)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def client(web: Quart) -> Client:
-    return web.test_client()

@@ -1,23 +1,5 @@
 """The web application on fakes."""
 
-import pytest
-from quart import Quart
-from quart.typing import TestClientProtocol
+from tests.support.web import client, services, web
 
-from app import create_app
-from tests.fakes import FakeServices
-
-
-@pytest.fixture
-def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-def web(services: FakeServices) -> Quart:
-    return create_app(services.config, services)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def client(web: Quart) -> TestClientProtocol:
-    return web.test_client()
+__all__ = ["client", "services", "web"]
