@@ -23,6 +23,7 @@ import msgspec
 from bench import child, load, questions, wrk
 from bench.machine import machine
 from bench.outcome import Outcome
+from bench.processes import stop
 from bench.report import results, table, updated
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,6 @@ _SHARED = "shared"
 _RESULTS = _ROOT / "bench" / "RESULTS.md"
 #: All questions together; `make bench` ends within ten minutes.
 _BUDGET_S = 580.0
-_STOP_S = 15.0
 _WRONG_USE = 2
 
 
@@ -158,25 +158,12 @@ async def _answer(name: str, folder: Path, *, quick: bool, ends_s: float) -> Out
     except TimeoutError as exc:
         raise UnansweredError(f"it was stopped, since all questions together may take {_BUDGET_S:.0f} s") from exc
     finally:
-        await _stop(process)
+        await stop(process)
     if code:
         raise UnansweredError(f"it ended with {code}")
     outcome = msgspec.json.decode((folder / child.OUTCOME).read_bytes(), type=Outcome)
     shutil.rmtree(folder)
     return outcome
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """End a process that may run: gently, so that it stops its servers, and by force in time."""
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(_STOP_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
 
 
 if __name__ == "__main__":

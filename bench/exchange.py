@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from bench.clock import SteppingClock, clock_of_environment
+from bench.processes import gone
 from bench.provider import BEGAN_MS, minute_bars
 from domain.timeframe import MINUTE_MS
 from tests.loopback.binance import PAIRS, BinanceLoopback
@@ -27,7 +28,6 @@ _MOST = 1_000
 #: How often Binance tells a minute that forms, seconds; and how finely the symbols are spread over that time.
 _TOLD_EVERY_S, _TELL_STEP_S = 2.0, 0.02
 _START_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 5.0
 
 
 class QuickBinance(BinanceLoopback):
@@ -109,12 +109,7 @@ async def running_exchange(
         yield options
     finally:
         process.stdin.close()
-        try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await gone(process)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ import msgspec
 ROUNDS = 3
 
 
+class WrongResultError(RuntimeError):
+    """What was measured did not do its work, so its speed says nothing."""
+
+
 class Row(msgspec.Struct, frozen=True):
     """One figure: its values, one a round, beside those of its control.
 

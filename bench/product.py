@@ -12,6 +12,7 @@ import asyncpg
 from app_extensions.embedded_postgres import EmbeddedPostgres
 from app_extensions.wiring import Services, running_services
 from bench import provider
+from bench.outcome import WrongResultError
 from config import load_config
 from domain.time_range import TimeRange
 from domain.timeframe import DAY_MS, MINUTE_MS, Timeframe
@@ -28,10 +29,6 @@ SELECT $1, * FROM unnest($2::timestamptz[], $3::float8[], $4::float8[], $5::floa
 ON CONFLICT (series_id, ts) DO UPDATE
     SET open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close, volume = excluded.volume
 """
-
-
-class WrongResultError(RuntimeError):
-    """What was measured did not do its work, so its speed says nothing."""
 
 
 @asynccontextmanager

@@ -17,8 +17,9 @@ from bench.bare_reader import Errand
 from bench.exchange import running_exchange
 from bench.history import PROVIDER
 from bench.load import CONNECTIONS, Load, Plan
-from bench.outcome import Profile, Row, Task, side_by_side
-from bench.product import WrongResultError, ccxt_settings
+from bench.outcome import Profile, Row, Task, WrongResultError, side_by_side
+from bench.processes import finished
+from bench.product import ccxt_settings
 from bench.profile import profile
 from bench.servers import Server, bare_serve, body_of, candlery_serve
 from config import BaseConfig
@@ -172,15 +173,8 @@ async def _run(plan: Plan | Errand, out: Path) -> Load:
     module = generator if isinstance(plan, Plan) else bare_reader
     command = [sys.executable, "-m", module.__name__, str(out)]
     process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
-    try:
-        async with asyncio.timeout(plan.seconds + plan.warm_up_s + _END_S):
-            await process.communicate(msgspec.json.encode(plan))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise WrongResultError(f"{module.__name__} ended with {process.returncode}")
+    timeout_s = plan.seconds + plan.warm_up_s + _END_S
+    await finished(process, module.__name__, timeout_s, msgspec.json.encode(plan))
     return msgspec.json.decode(await asyncio.to_thread(out.read_bytes), type=Load)
 
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from bench.processes import stop
 from config import ConfigError, load_config
 
-_START_S, _STOP_S, _ANSWER_S = 60.0, 15.0, 30.0
+_START_S, _ANSWER_S = 60.0, 30.0
 _ROOT = Path(__file__).resolve().parent.parent
 _WEB_SERVERS = ("hypercorn", "uvicorn")
 _PREFIX = "CANDLERY_"
@@ -92,16 +93,3 @@ async def _ready(process: asyncio.subprocess.Process) -> tuple[str, int]:
     if found.hostname is None or found.port is None:
         raise RuntimeError(f"the server did not start; it said {line!r}")
     return found.hostname, found.port
-
-
-async def stop(process: asyncio.subprocess.Process) -> None:
-    """Tell it to end, and wait until it has."""
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(_STOP_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

@@ -24,6 +24,7 @@ from app_extensions.embedded_postgres import EmbeddedPostgres
 from app_extensions.server import bind, serve_app
 from app_extensions.wiring import Services, running_services
 from bench.clock import clock_of_environment
+from bench.processes import gone
 from config import load_config
 from domain.bar import Bar
 from domain.series import Series
@@ -197,12 +198,7 @@ async def running(kind: str, scratch: Path, settings: Mapping[str, str] | None =
         yield Remote(process, int(line.rpartition(b":")[2]))
     finally:
         process.stdin.close()
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await gone(process)
 
 
 def allow_many_files() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from bench.load import Load, Plan
+from bench.processes import finished
 from bench.servers import body_of
 
 _SCRIPT = Path(__file__).with_suffix(".lua")
@@ -85,15 +86,7 @@ async def _asked(plan: Plan, seconds: int) -> Told:
     process = await asyncio.create_subprocess_exec(
         *command, f"http://{host}:{port}", *script, stdout=asyncio.subprocess.PIPE
     )
-    try:
-        async with asyncio.timeout(seconds + _END_S):
-            out, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise RuntimeError(f"wrk ended with {process.returncode}")
+    out = await finished(process, "wrk", seconds + _END_S)
     return msgspec.json.decode(out.splitlines()[-1], type=Told)
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import ccxt.async_support
 
 from bench.exchange import SYMBOLS, running_exchange
-from bench.outcome import Outcome, Row, Task, side_by_side
+from bench.outcome import Outcome, Row, Task, WrongResultError, side_by_side
 from bench.product import (
-    WrongResultError,
     backfilled,
     candlery,
     ccxt_settings,

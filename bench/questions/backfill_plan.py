@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from statistics import median
 
 from app_extensions.wiring import Services
-from bench.outcome import Outcome, Row, Task, side_by_side
-from bench.product import WrongResultError, candlery, embedded_server, versions
+from bench.outcome import Outcome, Row, Task, WrongResultError, side_by_side
+from bench.product import candlery, embedded_server, versions
 from bench.provider import BEGAN_MS, MARKET, PROVIDER, SYMBOLS, installed
 from domain.series import Series
 from domain.time_range import RangeSet, TimeRange

@@ -15,7 +15,8 @@ import asyncpg
 
 from bench.history import MARKET, PROVIDER, SYMBOLS, YEAR_DAYS, days_of, history
 from bench.outcome import Outcome, Row, Task, side_by_side
-from bench.product import WrongResultError, candlery, check_stored, fresh_database
+from bench.processes import finished
+from bench.product import candlery, check_stored, fresh_database
 from bench.profile import profile_command
 from bench.servers import environment
 from domain.timeframe import DAY_MS, MINUTE_MS
@@ -108,12 +109,4 @@ async def _finish(command: Sequence[str], url: str, folder: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *command, cwd=folder, env=environment({"CANDLERY_DATABASE_URL": url}), stdout=pipe, stderr=pipe
     )
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            _, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise WrongResultError(f"the import ended with {process.returncode}: {err.decode()[-400:]}")
+    await finished(process, "the import", _TIMEOUT_S)

@@ -17,8 +17,8 @@ from bench.exchange import running_exchange
 from bench.flock import flock, subscribed
 from bench.history import BEGAN_MS, SYMBOLS, WINDOW, days_of, history, target
 from bench.load import Load
-from bench.outcome import Outcome, Task
-from bench.product import WrongResultError, ccxt_settings, fresh_database
+from bench.outcome import Outcome, Task, WrongResultError
+from bench.product import ccxt_settings, fresh_database
 from bench.reading import Contest, Reader, check_kept, fetched, held
 from bench.servers import Server
 from bench.stream_server import PATH, running

@@ -13,8 +13,8 @@ import time
 from bench.clock import SteppingClock
 from bench.exchange import live_symbols, running_exchange
 from bench.flock import Flock, flock, subscribed
-from bench.outcome import Outcome, Row, Task
-from bench.product import WrongResultError, ccxt_settings
+from bench.outcome import Outcome, Row, Task, WrongResultError
+from bench.product import ccxt_settings
 from bench.stream_server import PATH, Remote, allow_many_files, running
 
 _SERIES = 500
