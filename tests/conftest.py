@@ -1,15 +1,17 @@
 """What every test may use: a real PostgreSQL with a fresh database each, and a clock that stands still."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from app_extensions.db_pool import DatabasePool
 from app_extensions.embedded_postgres import EmbeddedPostgres
@@ -26,6 +28,9 @@ from tests.timescale.server import TimescaleServer, why_unavailable
 RECORDINGS = Path(os.environ.get("CANDLERY_RECORDINGS") or Path(__file__).resolve().parents[2] / "shared")
 _REQUIRE_ALL = os.environ.get("CANDLERY_TEST_REQUIRE_ALL") == "1"
 _skipped: list[str] = []
+
+#: Runs a coroutine to its end, and gives what it returns.
+Backstage = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -48,17 +53,29 @@ def recordings() -> Path:
     return RECORDINGS
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+@pytest.fixture(scope="session")
+def backstage() -> Iterator[Backstage]:
+    """Runs what is for all tests on a loop that outlives theirs, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="backstage")
+    thread.start()
+    yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory, backstage: Backstage) -> Iterator[str]:
     """A PostgreSQL in which databases can be made: the one named, or an embedded one."""
     named = os.environ.get("CANDLERY_TEST_DATABASE_URL")
     if named:
         yield named
         return
     server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"))
-    await server.open()
+    backstage(server.open())
     yield server.dsn
-    await server.close()
+    backstage(server.close())
 
 
 @asynccontextmanager
@@ -87,16 +104,23 @@ def with_database(dsn: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"/{name}"))
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def template(postgres_url: str) -> AsyncIterator[tuple[str, Flavour]]:
+@pytest.fixture(scope="session")
+def template(postgres_url: str, backstage: Backstage) -> Iterator[tuple[str, Flavour]]:
     """Name and flavour of a migrated database that fresh ones are copied from."""
     name = f"candlery_template_{uuid4().hex[:8]}"
-    async with a_database(postgres_url, name) as url:
-        pool = DatabasePool(url, max_size=1)
-        await pool.open()
-        flavour = await migrate(pool)
+    held = a_database(postgres_url, name)
+    flavour = backstage(_migrated(backstage(held.__aenter__())))
+    yield name, flavour
+    backstage(held.__aexit__(None, None, None))
+
+
+async def _migrated(url: str) -> Flavour:
+    pool = DatabasePool(url, max_size=1)
+    await pool.open()
+    try:
+        return await migrate(pool)
+    finally:
         await pool.close()
-        yield name, flavour
 
 
 @pytest.fixture
