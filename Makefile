@@ -47,7 +47,7 @@ $(BIN)/python:
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.timescale.server install \
 		|| echo "TimescaleDB for the tests could not be installed (no network?): its tests will not run" >&2
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Figures beside their controls, in at most ten minutes; see docs/development.md.
 bench: $(VENV)/.installed-dev
