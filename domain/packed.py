@@ -1,20 +1,25 @@
 """Bars as they are stored: rows of fixed width, which are cut, joined and written out without a `Bar` of each."""
 
 import struct
+import sys
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
+from math import inf
+from operator import le
 from typing import Protocol, overload
 
 import msgspec
 
-from domain.bar import Bar, merge, within
+from domain.bar import Bar, fault_of, merge, within
 from domain.time_range import NOWHERE, RangeSet, TimeRange
 from domain.timeframe import Timeframe
 
 #: A bar as 48 bytes, big-endian as PostgreSQL sends numbers: `ts`, then five floating point numbers.
 ROW = struct.Struct(">qddddd")
 _TS = struct.Struct(">q40x")
+_COLUMNS = ("ts", "open", "high", "low", "close", "volume")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -207,6 +212,30 @@ def pack(bars: Iterable[Bar]) -> bytes:
     """The bars as rows."""
     to_row = ROW.pack
     return b"".join(to_row(bar.ts, bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars)
+
+
+def fault_in(raw: bytes, timeframe: Timeframe) -> str | None:
+    """What breaks a bar's rules among rows that are not empty, but for their times; None where nothing does.
+
+    It goes by columns: no bar is made, and no line of Python is run for each.
+    """
+    numbers = array("d", raw)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    opens, highs, lows, closes, volumes = (numbers[place :: len(_COLUMNS)] for place in range(1, len(_COLUMNS)))
+    # NaN fails every comparison.
+    if (
+        all(map(le, lows, opens))
+        and all(map(le, opens, highs))
+        and all(map(le, lows, closes))
+        and all(map(le, closes, highs))
+        and all(map(le, repeat(0.0), volumes))
+        and -inf < min(lows)
+        and max(highs) < inf > max(volumes)
+    ):
+        return None
+    faults = (fault_of(Bar(*row), timeframe) for row in ROW.iter_unpack(raw))
+    return next(fault for fault in faults if fault is not None)
 
 
 def text_of(raw: bytes) -> bytes:

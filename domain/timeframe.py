@@ -74,7 +74,10 @@ class Timeframe(StrEnum):
 
     def starts(self, start_ms: int, end_ms: int) -> Iterator[int]:
         """Starts of the buckets that begin in `[start_ms, end_ms)`."""
-        ts = self.ceil(start_ms)
+        ts, width = self.ceil(start_ms), self.width_ms
+        if width is not None:
+            yield from range(ts, end_ms, width)
+            return
         while ts < end_ms:
             yield ts
             ts = self.next(ts)

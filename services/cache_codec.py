@@ -7,23 +7,23 @@ written by another version, or that landed under another's key is told from a go
 import struct
 import zlib
 from collections.abc import Sequence
-from itertools import pairwise
+from operator import lt
 from typing import NamedTuple
 
-import msgspec
-
-from domain.bar import Bar, fault_of, within
-from domain.packed import ROW
-from domain.time_range import RangeSet, TimeRange
+from domain.bar import Bar
+from domain.packed import ROW, PackedBars, Rows, fault_in
+from domain.time_range import TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, Timeframe
-from services.day_block import ALL, SLOTS, Hour, rows_of
+from services.day_block import ALL, SLOTS, Hour
 
 _HEADER = struct.Struct(">3sBI")
 #: Whose hour it is (series, revision, start), then a bit for each minute that is known, and for each that has a bar.
 _HOUR = struct.Struct(">qqqQQ")
+#: Whose answer it is (series, revision, timeframe, range); its rows follow.
+_ANSWER = struct.Struct(">qq8sqq")
 _MAGIC = b"cdl"
 #: Raised with every change of what a value means; it is a part of the keys, so that versions do not meet.
-VERSION = 2
+VERSION = 3
 
 
 class UnsoundValueError(ValueError):
@@ -56,19 +56,6 @@ class AnswerKey(NamedTuple):
         return f"{VERSION}:r:{self.series_id}:{self.revision}:{self.timeframe.value}:{start_ms}:{end_ms}"
 
 
-class _StoredAnswer(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    series_id: int
-    revision: int
-    timeframe: str
-    start_ms: int
-    end_ms: int
-    bars: list[Bar]
-
-
-_encoder = msgspec.msgpack.Encoder()
-_answer_decoder = msgspec.msgpack.Decoder(_StoredAnswer)
-
-
 def encode_hour(key: MinuteKey, number: int, hour: Hour) -> bytes:
     """An hour of the key's day as bytes."""
     head = _HOUR.pack(key.series_id, key.revision, key.day_ms + number * HOUR_MS, hour.known, hour.present)
@@ -91,34 +78,39 @@ def decode_hour(key: MinuteKey, number: int, value: bytes) -> Hour:
     if not known or known > ALL or present & ~known or len(slots) != (SLOTS * ROW.size if present else 0):
         raise UnsoundValueError("what it says it knows makes no sense")
     hour = Hour(known, present, slots)
-    for slot_ms, bar in rows_of(hour_ms, hour):
-        if bar.ts != slot_ms:
-            raise UnsoundValueError(f"a bar of {bar.ts} is in another's place")
-        _check_bar(bar, Timeframe.M1)
+    rows = hour.raw(0, SLOTS)
+    if list(PackedBars(Rows(rows)).times()) != hour.times(hour_ms):
+        raise UnsoundValueError("a bar is in another's place")
+    _check(rows, Timeframe.M1)
     return hour
 
 
 def encode_answer(key: AnswerKey, bars: Sequence[Bar]) -> bytes:
     """The bars of a range as bytes."""
-    stored = _StoredAnswer(key.series_id, key.revision, key.timeframe.value, *key.range, list(bars))
-    return _sealed(_encoder.encode(stored))
+    packed = bars if isinstance(bars, PackedBars) else PackedBars.of(bars)
+    return _sealed(_name_of(key) + packed.raw())
 
 
-def decode_answer(key: AnswerKey, value: bytes) -> list[Bar]:
+def decode_answer(key: AnswerKey, value: bytes) -> PackedBars:
     """The bars that were stored under `key`.
 
     Raises:
         UnsoundValueError: they are not those bars, or not sound ones.
     """
-    try:
-        stored = _answer_decoder.decode(_opened(value))
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        raise UnsoundValueError(f"it cannot be decoded: {exc}") from exc
-    named = (stored.series_id, stored.revision, stored.timeframe, stored.start_ms, stored.end_ms)
-    if named != (key.series_id, key.revision, key.timeframe.value, *key.range):
+    body, name = _opened(value), _name_of(key)
+    if body[: len(name)] != name:
         raise UnsoundValueError("it is another key's value")
-    _check_bars(stored.bars, key.timeframe, RangeSet((key.range,)))
-    return stored.bars
+    rows = bytes(body[len(name) :])
+    if len(rows) % ROW.size:
+        raise UnsoundValueError("its last bar is cut off")
+    bars = PackedBars(Rows(rows))
+    times = list(bars.times())
+    if not all(map(lt, times, times[1:])):
+        raise UnsoundValueError("its bars are not ascending")
+    if not set(times).issubset(key.timeframe.starts(*key.range)):
+        raise UnsoundValueError("it has bars where there can be none")
+    _check(rows, key.timeframe)
+    return bars
 
 
 def _sealed(body: bytes) -> bytes:
@@ -137,16 +129,11 @@ def _opened(value: bytes) -> memoryview:
     return body
 
 
-def _check_bars(bars: list[Bar], timeframe: Timeframe, known: RangeSet) -> None:
-    if any(before.ts >= after.ts for before, after in pairwise(bars)):
-        raise UnsoundValueError("its bars are not ascending")
-    if len(within(bars, known)) != len(bars):
-        raise UnsoundValueError("it has bars where nothing is known")
-    for bar in bars:
-        _check_bar(bar, timeframe)
+def _name_of(key: AnswerKey) -> bytes:
+    return _ANSWER.pack(key.series_id, key.revision, key.timeframe.value.encode(), *key.range)
 
 
-def _check_bar(bar: Bar, timeframe: Timeframe) -> None:
-    fault = fault_of(bar, timeframe)
+def _check(rows: bytes, timeframe: Timeframe) -> None:
+    fault = fault_in(rows, timeframe) if rows else None
     if fault is not None:
         raise UnsoundValueError(f"a bar's {fault}")

@@ -9,7 +9,6 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
-from domain.bar import Bar
 from domain.packed import ROW, PackedBars, Piece, text_of
 from domain.time_range import RangeSet, TimeRange
 from domain.timeframe import DAY_MS, HOUR_MS, MINUTE_MS
@@ -71,6 +70,10 @@ class Hour:
         """The rows of the bars in the slots."""
         held = self.present & mask(first, end)
         return b"".join(self.slots[a * ROW.size : b * ROW.size] for a, b in runs(held))
+
+    def times(self, hour_ms: int) -> list[int]:
+        """When its bars begin, where it begins at `hour_ms`."""
+        return [hour_ms + slot * MINUTE_MS for first, end in runs(self.present) for slot in range(first, end)]
 
     def text(self, first: int, end: int) -> bytes:
         """The bars in the slots, which are some, as JSON arrays with commas between them."""
@@ -319,10 +322,3 @@ def runs(bits: int) -> Iterator[tuple[int, int]]:
         end = first + (beyond & -beyond).bit_length() - 1
         yield first, end
         bits &= -1 << end
-
-
-def rows_of(hour_ms: int, hour: Hour) -> Iterator[tuple[int, Bar]]:
-    """Each bar of an hour beside the time that its slot stands for."""
-    for first, end in runs(hour.present):
-        rows = ROW.iter_unpack(hour.slots[first * ROW.size : end * ROW.size])
-        yield from ((hour_ms + slot * MINUTE_MS, Bar(*row)) for slot, row in zip(range(first, end), rows, strict=True))

@@ -315,4 +315,4 @@ async def test_closing_gives_the_memory_back(memory: MemoryCache) -> None:
 
 
 def test_a_key_names_the_version_the_series_the_revision_and_the_day() -> None:
-    assert str(MinuteKey(3, 9, START_MS)) == f"2:m:3:9:{START_MS // DAY_MS}"
+    assert str(MinuteKey(3, 9, START_MS)) == f"3:m:3:9:{START_MS // DAY_MS}"
