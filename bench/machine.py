@@ -2,7 +2,11 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_ENOUGH_CORES = 2
 
 
 def machine() -> dict[str, str]:
@@ -19,6 +23,23 @@ def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """What is started within stays on the last core, where there are others and the system can do that.
+
+    A load generator that shares a core with the server now and then halves what that one gives.
+    """
+    if cores() < _ENOUGH_CORES or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(mine)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
 
 
 def cpu_model() -> str:

@@ -1,7 +1,7 @@
 """Requests from wrk, a load generator in C that many know, where it is installed.
 
 It looks at the status of each answer, and at how long they are on the whole; some answers are asked for beside it and
-kept, for whoever wants to check them. What it is given and what it says go through `wrk.lua`.
+kept, for whoever wants to check them. What it is given and what it says go through `wrk.lua`. It stays on one core.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from bench.load import Load, Plan
+from bench.machine import on_one_core
 from bench.processes import finished
 from bench.servers import body_of
 
@@ -83,9 +84,10 @@ async def _asked(plan: Plan, seconds: int) -> Told:
     host, port = plan.address
     command = ["wrk", "-t1", f"-c{plan.connections}", f"-d{seconds}s", f"--timeout={_END_S:.0f}s", f"-s{_SCRIPT}"]
     script = ["--", plan.targets, "again" if plan.again else "once"]
-    process = await asyncio.create_subprocess_exec(
-        *command, f"http://{host}:{port}", *script, stdout=asyncio.subprocess.PIPE
-    )
+    with on_one_core():
+        process = await asyncio.create_subprocess_exec(
+            *command, f"http://{host}:{port}", *script, stdout=asyncio.subprocess.PIPE
+        )
     out = await finished(process, "wrk", seconds + _END_S)
     return msgspec.json.decode(out.splitlines()[-1], type=Told)
 
