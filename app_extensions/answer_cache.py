@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from quart import Quart
 from werkzeug.datastructures import Accept
@@ -19,6 +19,7 @@ from werkzeug.http import parse_accept_header
 
 from app_extensions.ohlcv_lane import ROUTE, plain_headers
 from app_extensions.request_context import Asgi, Meter, named, own_headers
+from app_extensions.serving.port import HEAD, WrittenHead
 from blueprints.answers import AGAIN, GZIPPED, KEEP, Keep, is_known
 from blueprints.context import EXTENSION
 
@@ -36,44 +37,58 @@ _GZIP_ON_LOOP_BYTES = 16 << 10
 _OWN = frozenset({b"content-length", b"x-request-id", b"server-timing"})
 
 
+class _Form(NamedTuple):
+    """An answer in one coding, ready to be sent; `lines` are its headers as they go over the wire."""
+
+    status: int
+    headers: Headers
+    lines: bytes
+    body: bytes
+
+    @classmethod
+    def of(cls, status: int, headers: Headers, body: bytes = b"") -> "_Form":
+        """Write the headers out; where there is a body, they tell its length."""
+        headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+        if body:
+            headers.append((b"content-length", b"%d" % len(body)))
+        return cls(status, headers, _lines(headers), body)
+
+
 class _Kept:
     """One answer."""
 
-    __slots__ = ("expires_ms", "headers", "keep", "turn", "zipped", "zipped_headers")
+    __slots__ = ("expires_ms", "keep", "turn", "whole", "zipped")
 
     def __init__(self, keep: Keep, headers: Iterable[tuple[bytes, bytes]], expires_ms: int) -> None:
         self.keep = keep
         self.expires_ms = expires_ms if keep.until_ms is None else min(expires_ms, keep.until_ms)
-        common = [pair for pair in headers if pair[0].lower() not in _OWN]
-        #: Of the whole answer.
-        self.headers: Headers = [*common, (b"content-length", b"%d" % len(keep.body))]
+        self.whole = _Form.of(200, [pair for pair in headers if pair[0].lower() not in _OWN], keep.body)
         self.turn: asyncio.Lock | None = None
-        self.zipped: bytes | None = None
-        self.zipped_headers: Headers = []
+        self.zipped: _Form | None = None
 
     @property
-    def not_modified(self) -> Headers:
-        """Of the answer to who has it already."""
-        return [pair for pair in self.headers if pair[0].lower() not in {b"content-type", b"content-length"}]
+    def not_modified(self) -> _Form:
+        """For who has it already."""
+        return _Form.of(304, [pair for pair in self.whole.headers if pair[0].lower() != b"content-type"])
 
     @property
     def tag(self) -> str | None:
         """The entity tag, in its quotes."""
-        return next((value.decode("latin-1") for name, value in self.headers if name.lower() == b"etag"), None)
+        return next((value.decode("latin-1") for name, value in self.whole.headers if name.lower() == b"etag"), None)
 
     @property
     def size(self) -> int:
-        return len(self.keep.body) + len(self.zipped or b"") + _OVERHEAD_BYTES
+        return len(self.whole.body) + (len(self.zipped.body) if self.zipped else 0) + _OVERHEAD_BYTES
 
     async def zip(self) -> None:
         """Compress the body, once for all who take it so."""
-        on_loop = len(self.keep.body) <= _GZIP_ON_LOOP_BYTES
-        zipped = _gzip(self.keep.body) if on_loop else await asyncio.to_thread(_gzip, self.keep.body)
-        headers = [pair for pair in self.headers if pair[0].lower() not in {b"etag", b"content-length"}]
-        headers += ((b"content-encoding", b"gzip"), (b"content-length", b"%d" % len(zipped)))
+        body = self.whole.body
+        zipped = _gzip(body) if len(body) <= _GZIP_ON_LOOP_BYTES else await asyncio.to_thread(_gzip, body)
+        headers = [pair for pair in self.whole.headers if pair[0].lower() != b"etag"]
+        headers.append((b"content-encoding", b"gzip"))
         if (tag := self.tag) is not None:
             headers.append((b"etag", (tag[:-1] + GZIPPED + '"').encode("latin-1")))
-        self.zipped_headers, self.zipped = headers, zipped
+        self.zipped = _Form.of(200, headers, zipped)
 
 
 class AnswerCache:
@@ -108,10 +123,11 @@ class AnswerCache:
         else:
             if kept.zipped is None and _takes_gzip(asked.get(b"accept-encoding")):
                 await self._zip(kept)
-            status, headers, body = _pick(kept, asked)
+            status, headers, lines, body = _pick(kept, asked)
             took_s = perf_counter() - began_s
-            headers = [*headers, *own_headers(named(asked.get(b"x-request-id")), took_s)]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
+            own = own_headers(named(asked.get(b"x-request-id")), took_s)
+            head = WrittenHead(lines + _lines(own), len(body))
+            await send({"type": "http.response.start", "status": status, "headers": [*headers, *own], HEAD: head})
             await send({"type": "http.response.body", "body": body})
             self._meter("GET", ROUTE, status, took_s)
 
@@ -193,14 +209,18 @@ def _gzip(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-def _pick(kept: _Kept, asked: dict[bytes, bytes]) -> tuple[int, Headers, bytes]:
-    """Status, headers and body for whoever asks so."""
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def _pick(kept: _Kept, asked: dict[bytes, bytes]) -> _Form:
+    """What to send to whoever asks so."""
     known = asked.get(b"if-none-match")
     if known is not None and (tag := kept.tag) is not None and is_known(known.decode("latin-1"), tag.strip('"')):
-        return 304, kept.not_modified, b""
+        return kept.not_modified
     if kept.zipped is not None and _takes_gzip(asked.get(b"accept-encoding")):
-        return 200, kept.zipped_headers, kept.zipped
-    return 200, kept.headers, kept.keep.body
+        return kept.zipped
+    return kept.whole
 
 
 def _takes_gzip(header: bytes | None) -> bool:

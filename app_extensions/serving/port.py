@@ -5,7 +5,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 #: Whatever speaks ASGI 3.
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -14,6 +14,8 @@ KEEP_ALIVE_S = 75
 #: For the request line and headers: a page token for many symbols is long.
 MAX_HEAD_BYTES = 64 << 10
 BACKLOG = 512
+#: Under this name the message that begins an answer may have its `WrittenHead`, for a server that can use it.
+HEAD = "candlery.head"
 _MODULES = {
     "hypercorn": "app_extensions.serving.hypercorn_server",
     "uvicorn": "app_extensions.serving.uvicorn_server",
@@ -26,6 +28,13 @@ class Limits:
 
     grace_s: float
     message_bytes: int
+
+
+class WrittenHead(NamedTuple):
+    """The headers of an answer as they go over the wire in HTTP/1.1, checked already, for a body of so many bytes."""
+
+    lines: bytes
+    length: int
 
 
 class Server(Protocol):

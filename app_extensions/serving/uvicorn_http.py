@@ -20,9 +20,9 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app_extensions.serving.port import MAX_HEAD_BYTES
+from app_extensions.serving.port import HEAD, MAX_HEAD_BYTES, WrittenHead
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,10 @@ class Cycle(RequestResponseCycle):
         await super().send(message)
 
     async def _start(self, message: Any) -> None:
+        head = message.get(HEAD)
+        if head is not None and not self.flow.write_paused and not self.disconnected:
+            self._begin(message["status"], head)
+            return
         if self.scope["http_version"] == "1.0" and not _tells_length(message):
             self._ends_with_connection = True
             self.chunked_encoding = False
@@ -88,6 +92,15 @@ class Cycle(RequestResponseCycle):
         if message["status"] in _BODILESS:
             self._is_bodiless = True
             self.expected_content_length = 0
+
+    def _begin(self, status: int, head: WrittenHead) -> None:
+        """Send a head that is written out, which saves a look at each of its headers."""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.chunked_encoding, self.expected_content_length = False, head.length
+        always = b"".join(b"%b: %b\r\n" % header for header in self.default_headers)
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((STATUS_LINE[status], always, head.lines, end)))
 
 
 def _tells_length(message: Any) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from app_extensions.server import bind
 from app_extensions.serving import hypercorn_server, uvicorn_server
-from app_extensions.serving.port import MAX_HEAD_BYTES, serve_asgi
+from app_extensions.serving.port import HEAD, MAX_HEAD_BYTES, WrittenHead, serve_asgi
 from app_extensions.serving.uvicorn_http import Cycle
 from tests.support.raw_socket import RawSocket, raw_socket
 from tests.support.servers import chosen_server, each_server  # noqa: F401
@@ -60,6 +60,15 @@ class Application:
     async def none(self, scope: Any, receive: Any, send: Any) -> None:
         await start(send, 204)
         await send({"type": "http.response.body", "body": b"this is not sent"})
+
+    async def written(self, scope: Any, receive: Any, send: Any) -> None:
+        """With headers that are written out already."""
+        body = scope["path"].encode()
+        headers = [(b"content-length", b"%d" % len(body)), (b"x-one", b"1")]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        head = WrittenHead(lines, len(body))
+        await send({"type": "http.response.start", "status": 200, "headers": headers, HEAD: head})
+        await send({"type": "http.response.body", "body": body})
 
     async def parts(self, scope: Any, receive: Any, send: Any) -> None:
         await start(send, 200)
@@ -208,6 +217,22 @@ async def test_head_has_the_length_and_no_body(socket: RawSocket):
     status, headers, _ = await hear(socket, has_body=False)
     assert (status, headers["content-length"]) == (200, "6")
     assert (await hear(socket))[2] == b"/plain/after"
+
+
+async def test_a_head_that_is_written_out_is_sent_like_any_other(port: int):
+    async with raw_socket(port) as new, raw_socket(port) as old:
+        new.writer.write(GET % b"/written/1" + LAST % b"/written/2")
+        old.writer.write(b"GET /written/3 HTTP/1.0\r\n\r\n")
+        for socket, path, connection in (
+            (new, b"/written/1", None),
+            (new, b"/written/2", "close"),
+            (old, b"/written/3", "close"),
+        ):
+            status, headers, body = await hear(socket)
+            assert (status, body, headers["x-one"]) == (200, path, "1")
+            assert headers["date"].endswith("GMT")
+            assert headers.get("connection") == connection
+        assert await rest(new) == await rest(old) == b""
 
 
 async def test_an_answer_of_unknown_length_comes_in_chunks_but_for_http_1_0(port: int):
