@@ -181,6 +181,9 @@ class FoldedFeed(TimeframeFeed):
             for bar in minutes:
                 if bar.ts < self.closed_ms:
                     self._tell_corrected(bar)
+                else:
+                    # It is among those that are being read, perhaps as it was before.
+                    self._alterations += 1
             return
         buckets = {self.timeframe.floor(bar.ts) for bar in minutes}
         old = {ts for ts in buckets if ts < self.closed_ms}

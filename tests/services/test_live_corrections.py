@@ -1,4 +1,4 @@
-"""Minutes that are altered while coarser bars are being read: what clients have in the end is what the store holds."""
+"""Minutes that are altered while bars are being read: what clients have in the end is what the store holds."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -122,6 +122,22 @@ async def test_a_minute_altered_while_a_missed_bucket_is_read_is_in_the_bar_that
     assert client.closed == []
     await reader.hand_over()
     assert closed_volumes(client) == [104]
+
+
+async def test_a_minute_altered_while_missed_minutes_are_read_is_told_as_it_is_then(reader: SlowReader):
+    feed, client = FoldedFeed(Timeframe.M1, reader, START_MS + 2 * MINUTE_MS), LiveClient()  # type: ignore[arg-type]
+    client.is_live = True
+    feed.attach(client, client, closed_only=True)
+    settle(feed, 3, 5, follows=False)
+    await reader.asked()
+    reader.store[minute(3).ts] = minute(3, volume=100)
+    feed.revised([minute(3, volume=100)])
+    await reader.hand_over()
+    assert client.closed == []
+    await reader.hand_over()
+    assert closed_volumes(client) == [1, 100, 1]
+    assert client.corrected == []
+    feed.close()
 
 
 async def test_of_two_corrections_of_one_bar_the_last_one_told_is_the_last_one_made(
