@@ -177,20 +177,17 @@ class FoldedFeed(TimeframeFeed):
 
     def revised(self, minutes: Sequence[Bar]) -> None:
         """Tell the bars that these minutes are, or are a part of, where they were told as closed."""
-        if self.timeframe is Timeframe.M1:
-            for bar in minutes:
-                if bar.ts < self.closed_ms:
-                    self._tell_corrected(bar)
-                else:
-                    # It is among those that are being read, perhaps as it was before.
-                    self._alterations += 1
-            return
         buckets = {self.timeframe.floor(bar.ts) for bar in minutes}
         old = {ts for ts in buckets if ts < self.closed_ms}
-        self._altered |= old
-        if old and not self._is_correcting:
-            self._is_correcting = True
-            self._start(self._correct(), "correct")
+        if self.timeframe is Timeframe.M1:
+            for bar in minutes:
+                if bar.ts in old:
+                    self._tell_corrected(bar)
+        elif old:
+            self._altered |= old
+            if not self._is_correcting:
+                self._is_correcting = True
+                self._start(self._correct(), "correct")
         if buckets > old:
             self._alterations += 1
             self._recover()
