@@ -83,6 +83,11 @@ async def test_every_target_is_asked_for_and_some_answers_are_kept_whole(tmp_pat
     assert [body for _, body in done.kept] == [f'{{"of":"{target}"}}' for target, _ in done.kept]
 
 
+async def test_targets_are_asked_for_in_their_order(tmp_path: Path):
+    _, asked = await loaded(tmp_path, good)
+    assert asked[:4] == [b"/0", b"/1", b"/2", b"/3"]
+
+
 async def test_no_target_is_asked_for_twice_unless_that_is_wanted(tmp_path: Path):
     _, asked = await loaded(tmp_path, good, again=False)
     assert sorted(asked) == sorted(b"/%d" % number for number in range(50))
