@@ -19,7 +19,7 @@ import uvloop
 
 CONNECTIONS = 32
 #: Answers that are kept: the first of the time that counts, and then one after each such part of it.
-_KEPT = 6
+KEPT = 6
 #: One buffer for all connections: what is in it is looked at before anything else is read.
 _BUFFER_BYTES = 1 << 18
 _JOIN_S = 10.0
@@ -160,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
         self._asked_s = time.perf_counter()
         if crowd.keep_from_s is not None and self._asked_s >= crowd.keep_from_s:
             self._kept = []
-            crowd.keep_from_s += crowd.plan.seconds / _KEPT
+            crowd.keep_from_s += crowd.plan.seconds / KEPT
         self._transport.write(target + crowd.tail)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - as the protocol has it
@@ -258,9 +258,9 @@ async def _pass(crowd: Crowd, seconds: float) -> None:
             await crowd.over.wait()
 
 
-def processor_s() -> float:
-    """Seconds of the processor that this process has taken."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
+def processor_s(who: int = resource.RUSAGE_SELF) -> float:
+    """Seconds of the processor that this process has taken, or its children that have ended."""
+    used = resource.getrusage(who)
     return used.ru_utime + used.ru_stime
 
 

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from bench.load import Load, Plan
+from bench.load import KEPT, Load, Plan, processor_s
 from bench.machine import on_one_core
 from bench.processes import finished
 from bench.servers import body_of
 
 _SCRIPT = Path(__file__).with_suffix(".lua")
-#: Answers that are kept, asked for one after the other over the whole time.
-_KEPT = 6
 #: Bytes of a head, at most: wrk counts heads and bodies together.
 _HEAD_BYTES = 1_024
 _END_S = 30.0
@@ -56,13 +54,13 @@ async def load(plan: Plan) -> Load:
     """Go through with it, in whole seconds and without a warm-up."""
     path = Path(plan.targets)
     targets = (await asyncio.to_thread(path.read_text, "ascii")).splitlines()
-    looked_at = targets[:1] * _KEPT if plan.again else targets[-_KEPT:]
+    looked_at = targets[:1] * KEPT if plan.again else targets[-KEPT:]
     if not plan.again:
-        await asyncio.to_thread(path.write_text, "\n".join(targets[:-_KEPT]), "ascii")
+        await asyncio.to_thread(path.write_text, "\n".join(targets[:-KEPT]), "ascii")
     seconds = math.ceil(plan.seconds)
-    busy_s = _children_s()
+    busy_s = processor_s(resource.RUSAGE_CHILDREN)
     told, kept = await asyncio.gather(_asked(plan, seconds), _kept(plan.address, looked_at, seconds))
-    busy = (_children_s() - busy_s) / told.seconds
+    busy = (processor_s(resource.RUSAGE_CHILDREN) - busy_s) / told.seconds
     return Load(told.answers, told.seconds, told.p50_ms, told.p99_ms, busy, kept, faults(plan, told))
 
 
@@ -97,11 +95,5 @@ async def _kept(address: tuple[str, int], targets: Sequence[str], seconds: int) 
     kept = []
     for target in targets:
         kept.append((target, (await asyncio.to_thread(body_of, address, target)).decode()))
-        await asyncio.sleep(seconds / (_KEPT + 1))
+        await asyncio.sleep(seconds / (KEPT + 1))
     return kept
-
-
-def _children_s() -> float:
-    """Seconds of the processor that this process's children have taken, of those that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

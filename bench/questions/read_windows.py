@@ -28,7 +28,7 @@ async def run(task: Task) -> Outcome:
     reader = Reader(task)
     rows: list[Row] = []
     profiles: list[Profile] = []
-    async with history(task.shared, quick=task.quick) as url, redis(task) as redis_url:
+    async with history(task.shared, quick=task.quick) as url, _redis(task) as redis_url:
         for cache, settings in {"memory": _ROOM, "Redis": {"CANDLERY_REDIS_URL": redis_url}}.items():
             async with serving(task, url, settings) as server:
                 row, found = await _from(cache, task, reader, server)
@@ -62,7 +62,7 @@ async def _from(cache: str, task: Task, reader: Reader, server: Server) -> tuple
 
 
 @asynccontextmanager
-async def redis(task: Task) -> AsyncIterator[str]:
+async def _redis(task: Task) -> AsyncIterator[str]:
     """A Redis for the block; its URL."""
     server = start_redis(task.scratch)
     try:
