@@ -19,7 +19,7 @@ from werkzeug.http import parse_accept_header
 
 from app_extensions.ohlcv_lane import ROUTE, plain_headers
 from app_extensions.request_context import Asgi, Meter, named, own_headers
-from app_extensions.serving.port import HEAD, WrittenHead
+from app_extensions.serving.port import HEAD, WrittenHead, written
 from blueprints.answers import AGAIN, GZIPPED, KEEP, Keep, is_known
 from blueprints.context import EXTENSION
 
@@ -34,7 +34,7 @@ _GZIP_LEVEL = 1
 #: Compressing more than this takes longer than handing it to a thread.
 _GZIP_ON_LOOP_BYTES = 16 << 10
 #: What each answer has of its own.
-_OWN = frozenset({b"content-length", b"x-request-id", b"server-timing"})
+_OWN = frozenset({b"x-request-id", b"server-timing"})
 
 
 class _Form(NamedTuple):
@@ -51,7 +51,7 @@ class _Form(NamedTuple):
         headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
         if body:
             headers.append((b"content-length", b"%d" % len(body)))
-        return cls(status, headers, _lines(headers), body)
+        return cls(status, headers, written(headers), body)
 
 
 class _Kept:
@@ -80,15 +80,15 @@ class _Kept:
     def size(self) -> int:
         return len(self.whole.body) + (len(self.zipped.body) if self.zipped else 0) + _OVERHEAD_BYTES
 
-    async def zip(self) -> None:
-        """Compress the body, once for all who take it so."""
+    async def zip(self) -> _Form:
+        """The answer with its body compressed."""
         body = self.whole.body
         zipped = _gzip(body) if len(body) <= _GZIP_ON_LOOP_BYTES else await asyncio.to_thread(_gzip, body)
         headers = [pair for pair in self.whole.headers if pair[0].lower() != b"etag"]
         headers.append((b"content-encoding", b"gzip"))
         if (tag := self.tag) is not None:
             headers.append((b"etag", (tag[:-1] + GZIPPED + '"').encode("latin-1")))
-        self.zipped = _Form.of(200, headers, zipped)
+        return _Form.of(200, headers, zipped)
 
 
 class AnswerCache:
@@ -108,11 +108,11 @@ class AnswerCache:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer, or have the application answer."""
-        began_s = perf_counter()
         asked = plain_headers(scope)
         if asked is None:
             await self._app(scope, receive, send)
             return
+        began_s = perf_counter()
         key = (scope["query_string"], asked.get(b"origin"))
         kept = self._find(key)
         if kept is None:
@@ -121,12 +121,10 @@ class AnswerCache:
                 send = self._listening(key, scope, send)
             await self._app(scope, receive, send)
         else:
-            if kept.zipped is None and _takes_gzip(asked.get(b"accept-encoding")):
-                await self._zip(kept)
-            status, headers, lines, body = _pick(kept, asked)
+            status, headers, lines, body = await self._pick(kept, asked)
             took_s = perf_counter() - began_s
             own = own_headers(named(asked.get(b"x-request-id")), took_s)
-            head = WrittenHead(lines + _lines(own), len(body))
+            head = WrittenHead(lines + written(own), len(body))
             await send({"type": "http.response.start", "status": status, "headers": [*headers, *own], HEAD: head})
             await send({"type": "http.response.body", "body": body})
             self._meter("GET", ROUTE, status, took_s)
@@ -178,14 +176,25 @@ class AnswerCache:
         self._bytes += kept.size
         self._make_room()
 
-    async def _zip(self, kept: _Kept) -> None:
+    async def _pick(self, kept: _Kept, asked: dict[bytes, bytes]) -> _Form:
+        """What to send to whoever asks so."""
+        known = asked.get(b"if-none-match")
+        if known is not None and (tag := kept.tag) is not None and is_known(known.decode("latin-1"), tag.strip('"')):
+            return kept.not_modified
+        coding = asked.get(b"accept-encoding")
+        if coding is None or not _takes_gzip(coding):
+            return kept.whole
+        return kept.zipped or await self._zip(kept)
+
+    async def _zip(self, kept: _Kept) -> _Form:
         kept.turn = kept.turn or asyncio.Lock()
         async with kept.turn:
             if kept.zipped is not None:
-                return
-            await kept.zip()
+                return kept.zipped
+            kept.zipped = zipped = await kept.zip()
         self._bytes = sum(each.size for each in self._kept.values())
         self._make_room()
+        return zipped
 
     def _make_room(self) -> None:
         while self._bytes > self._max_bytes:
@@ -209,24 +218,6 @@ def _gzip(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    return b"".join([b"%b: %b\r\n" % header for header in headers])
-
-
-def _pick(kept: _Kept, asked: dict[bytes, bytes]) -> _Form:
-    """What to send to whoever asks so."""
-    known = asked.get(b"if-none-match")
-    if known is not None and (tag := kept.tag) is not None and is_known(known.decode("latin-1"), tag.strip('"')):
-        return kept.not_modified
-    if kept.zipped is not None and _takes_gzip(asked.get(b"accept-encoding")):
-        return kept.zipped
-    return kept.whole
-
-
-def _takes_gzip(header: bytes | None) -> bool:
-    return header is not None and _has_gzip(header)
-
-
 @lru_cache(maxsize=256)
-def _has_gzip(header: bytes) -> bool:
+def _takes_gzip(header: bytes) -> bool:
     return bool(parse_accept_header(header.decode("latin-1"), Accept).quality("gzip") > 0)

@@ -22,7 +22,7 @@ from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app_extensions.serving.port import HEAD, MAX_HEAD_BYTES, WrittenHead
+from app_extensions.serving.port import HEAD, MAX_HEAD_BYTES, WrittenHead, written
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +98,8 @@ class Cycle(RequestResponseCycle):
         self.response_started = True
         self.waiting_for_100_continue = False
         self.chunked_encoding, self.expected_content_length = False, head.length
-        always = b"".join(b"%b: %b\r\n" % header for header in self.default_headers)
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self.transport.write(b"".join((STATUS_LINE[status], always, head.lines, end)))
+        self.transport.write(b"".join((STATUS_LINE[status], written(self.default_headers), head.lines, end)))
 
 
 def _tells_length(message: Any) -> bool:
@@ -213,9 +212,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _head_without_offer(self) -> bytes:
         """The head that was just parsed, but for its wish for another protocol."""
-        lines = [b"%s %s HTTP/1.1" % (self.scope["method"].encode(), self.url)]
-        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
-        return b"\r\n".join([*lines, b"", b""])
+        asked = b"%b %b HTTP/1.1\r\n" % (self.scope["method"].encode(), self.url)
+        return asked + written(header for header in self.headers if header[0] != b"upgrade") + b"\r\n"
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -316,6 +314,5 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def _refusal(status: HTTPStatus, headers: list[tuple[bytes, bytes]]) -> bytes:
-    lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
-    lines += [b"%s: %s" % header for header in headers]
-    return b"\r\n".join([*lines, b"content-length: 0", b"connection: close", b"", b""])
+    always = written([*headers, (b"content-length", b"0"), (b"connection", b"close")])
+    return b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) + always + b"\r\n"
