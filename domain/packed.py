@@ -19,7 +19,8 @@ from domain.timeframe import Timeframe
 #: A bar as 48 bytes, big-endian as PostgreSQL sends numbers: `ts`, then five floating point numbers.
 ROW = struct.Struct(">qddddd")
 _TS = struct.Struct(">q40x")
-_COLUMNS = ("ts", "open", "high", "low", "close", "volume")
+#: Numbers of a row, the `ts` among them.
+_NUMBERS = ROW.size // 8
 
 _encode = msgspec.json.Encoder().encode
 
@@ -154,7 +155,7 @@ class PackedBars(Sequence[Bar]):
 
     def times(self) -> Iterator[int]:
         """Each bar's `ts`."""
-        return (ts for (ts,) in _TS.iter_unpack(self.raw()))
+        return chain.from_iterable(_TS.iter_unpack(self.raw()))
 
     def between(self, ranges: Iterable[TimeRange]) -> "PackedBars":
         """The bars whose `ts` lies in the ascending, disjoint ranges."""
@@ -215,14 +216,16 @@ def pack(bars: Iterable[Bar]) -> bytes:
 
 
 def fault_in(raw: bytes, timeframe: Timeframe) -> str | None:
-    """What breaks a bar's rules among rows that are not empty, but for their times; None where nothing does.
+    """What breaks a bar's rules among the rows, but for their times; None where nothing does.
 
     It goes by columns: no bar is made, and no line of Python is run for each.
     """
+    if not raw:
+        return None
     numbers = array("d", raw)
     if sys.byteorder == "little":
         numbers.byteswap()
-    opens, highs, lows, closes, volumes = (numbers[place :: len(_COLUMNS)] for place in range(1, len(_COLUMNS)))
+    opens, highs, lows, closes, volumes = (numbers[place::_NUMBERS] for place in range(1, _NUMBERS))
     # NaN fails every comparison.
     if (
         all(map(le, lows, opens))

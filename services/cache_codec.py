@@ -134,6 +134,6 @@ def _name_of(key: AnswerKey) -> bytes:
 
 
 def _check(rows: bytes, timeframe: Timeframe) -> None:
-    fault = fault_in(rows, timeframe) if rows else None
+    fault = fault_in(rows, timeframe)
     if fault is not None:
         raise UnsoundValueError(f"a bar's {fault}")
